@@ -1,0 +1,33 @@
+"""The whole comparison, from raw scans to the report: `snakemake --cores all`."""
+
+from snakemake.utils import min_version
+
+min_version("9.3")
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/pretrain.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+wildcard_constraints:
+    run="[a-z0-9_]+-s[0-9]+-[0-9a-f]{12}",
+    dataset="[A-Za-z0-9_-]+",
+
+
+rule all:
+    default_target: True
+    input:
+        f"{FOLDER}/report/index.html",
+        f"{FOLDER}/tracking.json",
+
+
+rule pretrain_all:
+    input:
+        expand("results/runs/{run}/checkpoint.safetensors", run=RUNS),
+
+
+rule ingest_all:
+    input:
+        f"{FOLDER}/data/index.parquet",

@@ -1,0 +1,1 @@
+"""Benchmark suite for self-supervised pretraining on 3D CT."""

@@ -1,0 +1,179 @@
+"""``nemesis <verb>``: what the workflow's expensive rules call, and what a person types.
+
+A verb that computes takes its specification as JSON, or as the path of a JSON file (each run's folder keeps its own as
+``run.json``). Imports of torch and its kin happen inside the verbs that need them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+import yaml
+
+from nemesis.errors import Fault, NemesisError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n\n")[0])
+data_app = typer.Typer(no_args_is_help=True, help="Raw scans: check them, ingest them.")
+report_app = typer.Typer(no_args_is_help=True, help="Tables, figures, the page, MLflow: from what the jobs measured.")
+app.add_typer(data_app, name="data")
+app.add_typer(report_app, name="report")
+
+Spec = Annotated[str, typer.Argument(help="JSON text, or a JSON file", show_default=False)]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+ConfigFiles = Annotated[Optional[list[Path]], typer.Option("--configfile", help="Configuration; default config/config.yaml")]
+Overrides = Annotated[Optional[list[str]], typer.Option("--config", help="A key to override, as key=value")]
+
+
+def main() -> None:
+    """Entry point: faults are printed as sentences, everything else keeps its traceback."""
+    try:
+        app()
+    except NemesisError as error:
+        print(f"nemesis: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def read_spec(text: str) -> dict[str, Any]:
+    """The specification in ``text``, which is JSON or the path of a JSON file."""
+    is_file = not text.lstrip().startswith("{")
+    try:
+        return dict(json.loads(Path(text).read_text(encoding="utf-8") if is_file else text))
+    except (OSError, ValueError) as error:
+        raise NemesisError(
+            Fault(text[:200], f"is neither JSON nor a readable JSON file ({error})", "Pass a run.json")
+        ) from None
+
+
+@app.command()
+def plan(
+    configfile: ConfigFiles = None,
+    config: Overrides = None,
+    cores: Annotated[int, typer.Option(help="Cores to plan for")] = os.cpu_count() or 1,
+    record: Annotated[bool, typer.Option("--record", help="Keep what this finished experiment took, for later plans")] = False,
+) -> None:
+    """What will run, about how long, and how much disk and memory it takes; nothing is computed."""
+    from nemesis import planning
+
+    paths, overrides = configfile or [Path("config/config.yaml")], parse_overrides(config or [])
+    if record:
+        planning.record(paths, overrides)
+    else:
+        planning.print_plan(paths, overrides, cores)
+
+
+@app.command()
+def methods() -> None:
+    """The methods that can be named in a configuration."""
+    from nemesis.method import methods as known
+
+    for name, method in known().items():
+        print(f"{name:16} {method.card.title}: {method.card.paper}")
+
+
+@app.command()
+def schema(folder: Path = Path("config")) -> None:
+    """Write the JSON schema and the key table of the configuration."""
+    from nemesis.schema import write_schema
+
+    write_schema(folder)
+
+
+@data_app.command()
+def ingest(
+    spec: Spec,
+    workers: Annotated[int, typer.Option(help="Scans read at the same time")] = 1,
+) -> None:
+    """Read, check and store the scans of a manifest; what is wrong with a scan becomes its verdict."""
+    from nemesis.config import Preparation
+    from nemesis.data.ingest import ingest as run
+
+    s = read_spec(spec)
+    preparation = Preparation.model_validate(s["preparation"])
+    root = None if s["root"] is None else Path(s["root"])
+    run(Path(s["manifest"]), root, Path(s["volumes"]), Path(s["verdicts"]), preparation, s["superpatch"], workers)
+
+
+@data_app.command()
+def check(verdicts: list[Path], out: Annotated[Path, typer.Option(help="Index to write")]) -> None:
+    """The gate: every fault of every scan at once, or the index of all."""
+    from nemesis.data.ingest import check as run
+
+    run(verdicts, out)
+
+
+@app.command()
+def pretrain(
+    identity: Spec,
+    folder: Annotated[Path, typer.Option(help="Run folder, results/runs/<run>")],
+    pool: Annotated[Path, typer.Option(help="Pretraining pool")],
+    index: Annotated[Path, typer.Option(help="Table of the checked scans")],
+    device: Device = "auto",
+    workers: Annotated[int, typer.Option(help="Processes that cut crops")] = 0,
+    state_every: Annotated[int, typer.Option(help="Steps between saved states")] = 100,
+) -> None:
+    """Train one run, or go on where it was interrupted; IDENTITY is what its weights depend on."""
+    from nemesis.training.pretrain import pretrain as run
+
+    run(read_spec(identity), folder, pool, index, device, workers, state_every)
+
+
+@app.command()
+def evaluate(spec: Spec, device: Device = "auto") -> None:
+    """Encode, probe and reconstruct with one trained run."""
+    from nemesis.evaluation.evaluate import evaluate as run
+
+    run(read_spec(spec), device)
+
+
+@report_app.command()
+def collect(spec: Spec, out: Path) -> None:
+    """Gather rows, predictions, curves and timings."""
+    from nemesis.report.collect import collect as run
+
+    run(read_spec(spec), out)
+
+
+@report_app.command()
+def tables(spec: Spec, collected: Path, out: Path) -> None:
+    """Print the tables as CSV, Markdown, LaTeX and HTML."""
+    from nemesis.report.tables import print_tables as run
+
+    run(read_spec(spec), collected, out)
+
+
+@report_app.command()
+def figures(spec: Spec, collected: Path, printed: Path, out: Path) -> None:
+    """Draw the figures."""
+    from nemesis.report.figures import draw_figures as run
+
+    run(read_spec(spec), collected, printed, out)
+
+
+@report_app.command()
+def page(spec: Spec, printed: Path, drawn: Path, out: Path) -> None:
+    """Write the self-contained page."""
+    from nemesis.report.page import write_page as run
+
+    run(read_spec(spec), printed, drawn, out)
+
+
+@report_app.command()
+def track(spec: Spec, collected: Path, printed: Path, drawn: Path, page: Path, out: Path) -> None:
+    """Replay everything into MLflow."""
+    from nemesis.tracking import log_tracking as run
+
+    artifacts = {"tables": printed, "figures": drawn, "page": page}
+    run(read_spec(spec), collected, artifacts, Path("results"), out)
+
+
+def parse_overrides(pairs: list[str]) -> dict[str, Any]:
+    """``key=value`` pairs, the values read as YAML."""
+    faults = [Fault("--config", f"'{pair}' is not key=value", "Write key=value") for pair in pairs if "=" not in pair]
+    if faults:
+        raise NemesisError(faults)
+    return {name: yaml.safe_load(value) for name, _, value in (pair.partition("=") for pair in pairs)}

@@ -1,0 +1,335 @@
+"""The configuration: one pydantic model, from which the JSON schema and the key table are generated.
+
+A file is complete or says ``extends: other.yaml`` (a path relative to the file); mappings are merged key by key, anything
+else is replaced. Unknown keys are refused. Nothing here imports torch: the workflow is planned from this module.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from nemesis.errors import Fault, NemesisError
+
+BTCV_LABELS = {
+    "spleen": 1,
+    "right kidney": 2,
+    "left kidney": 3,
+    "gallbladder": 4,
+    "oesophagus": 5,
+    "liver": 6,
+    "stomach": 7,
+    "aorta": 8,
+    "inferior vena cava": 9,
+    "portal and splenic veins": 10,
+    "pancreas": 11,
+    "right adrenal": 12,
+    "left adrenal": 13,
+}
+PROBE_ORGANS = ["aorta", "gallbladder", "spleen", "left kidney", "right kidney", "liver", "stomach", "pancreas"]
+
+
+def key(default: Any, description: str, unit: str = "–", **constraints: Any) -> Any:
+    """A field with its unit and description; ``...`` as default makes it required."""
+    if isinstance(default, (list, dict)):
+        constraints["default_factory"] = lambda: copy.deepcopy(default)
+    else:
+        constraints["default"] = default
+    return Field(description=description, json_schema_extra={"unit": unit}, **constraints)
+
+
+class Section(BaseModel):
+    """Base of every part of the configuration: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Preparation(Section):
+    """How a scan becomes numbers in [0, 1]; part of every run's identity."""
+
+    hu_window: tuple[float, float] = key((-175.0, 250.0), "Window that is mapped linearly to [0, 1] and clipped", "HU")
+    spacing_mm: tuple[float, float, float] | None = key(
+        None, "Voxel size to resample to, in (D, H, W) order; null keeps the native grid", "mm"
+    )
+    foreground_floor: float = key(
+        0.05, "A superpatch whose mean (after windowing) is below this is empty: redrawn in training, an easy negative in "
+        "evaluation", "[0, 1]", ge=0, lt=1
+    )
+    max_draws: int = key(32, "Tries to find a crop above the foreground floor; a scan that never yields one is refused",
+                         "tries", ge=1)  # fmt: skip
+
+    @model_validator(mode="after")
+    def _window_is_ordered(self) -> Preparation:
+        if self.hu_window[0] >= self.hu_window[1]:
+            raise ValueError("hu_window must be [low, high] with low < high")
+        return self
+
+
+class PhantomCohort(Section):
+    """The embedded cohort of synthetic torsos."""
+
+    reader: Literal["phantom"]
+    name: str = key("phantom", "Name used in tables and folders", pattern=r"^[A-Za-z0-9_-]+$")
+    subjects: int = key(48, "Number of synthetic patients", "patients", ge=2)
+    seed: int = key(0, "Seed of the cohort", ge=0)
+    base_spacing_mm: float = key(5.0, "Voxel size around which each subject's own spacing varies", "mm", gt=0)
+
+
+class NiftiFolder(Section):
+    """A folder of NIfTI scans, with or without label maps."""
+
+    reader: Literal["nifti"]
+    name: str = key(..., "Name used in tables and folders", pattern=r"^[A-Za-z0-9_-]+$")
+    root: str | None = key(None, "Folder of the scans, relative to the working folder; null takes data_root", "path")
+    image: str = key("{case}/image.nii.gz", "Where a case's scan lies under the root; {case} stands for its name", "path")
+    labels: dict[Literal["exhaustive", "partial", "pseudo"], str] = key(
+        {}, "Where label maps lie, by kind: exhaustive (every organ drawn), partial (only the organs that occur in the map "
+        "were drawn, the rest is unknown), pseudo (made by a network: never scored as truth)", "path"
+    )
+    label_numbers: dict[str, int] = key(BTCV_LABELS, "Number of each organ in the label maps", "label number")
+
+    @model_validator(mode="after")
+    def _patterns_name_the_case(self) -> NiftiFolder:
+        for pattern in (self.image, *self.labels.values()):
+            if pattern.count("{case}") != 1:
+                raise ValueError(f"'{pattern}' must contain {{case}} exactly once")
+        return self
+
+
+class NnunetFolder(Section):
+    """An nnU-Net folder: dataset.json, imagesTr/, labelsTr/; ``labelled_structures`` in dataset.json marks partial labels."""
+
+    reader: Literal["nnunet"]
+    name: str = key(..., "Name used in tables and folders", pattern=r"^[A-Za-z0-9_-]+$")
+    root: str | None = key(None, "Folder that holds dataset.json; null takes data_root", "path")
+
+
+Dataset = Annotated[PhantomCohort | NiftiFolder | NnunetFolder, Field(discriminator="reader")]
+
+
+class Pools(Section):
+    """Patients are split once, into a pretraining pool and an evaluation pool."""
+
+    seed: int = key(0, "Seed of the split", ge=0)
+    evaluation: int | list[str] = key(
+        ..., "Evaluation patients: how many (drawn by seed among patients with exhaustive or partial labels) or a list of names",
+        "patients"
+    )
+    pretraining: int | list[str] | None = key(
+        None, "Pretraining patients among the rest: how many, a list of names, or null for all", "patients"
+    )
+    transductive: bool = key(False, "Let the pretraining pool hold the evaluation patients too; every table says so")
+
+
+class Pretraining(Section):
+    """The recipe shared by all methods; part of a run's identity."""
+
+    steps: int = key(400, "Optimiser steps", "steps", ge=1)
+    batch_size: int = key(16, "Superpatches per step, over all devices", "superpatches", ge=1)
+    learning_rate: float = key(1e-4, "Peak learning rate of AdamW", gt=0)
+    min_learning_rate: float = key(1e-6, "Learning rate at the end of the cosine", ge=0)
+    warmup_fraction: float = key(0.1, "Share of the steps with linear warm-up (released: 5 of 50 epochs)", "[0, 1]", ge=0, le=1)
+    weight_decay: float = key(0.05, "Weight decay of AdamW", ge=0)
+    betas: tuple[float, float] = key((0.9, 0.95), "Momentum coefficients of AdamW")
+    clip_norm: float = key(1.0, "Gradient norm is clipped to this", gt=0)
+    precision: Literal["auto", "32-true", "bf16-mixed"] = key(
+        "auto", "Arithmetic; auto is bf16-mixed where the device computes it, else 32-true"
+    )
+    threads: int = key(1, "CPU threads of a training process, whatever --cores says (the count changes bits)", "threads", ge=1)
+
+
+class MethodEntry(Section):
+    """One method of the comparison; ``- ae`` is short for ``- name: ae``."""
+
+    name: str = key(..., "Registered name of the method")
+    label: str | None = key(None, "Name to print; null takes the card's title")
+    seeds: list[int] | None = key(None, "Seeds of this method; null takes the common list")
+    settings: dict[str, Any] = key({}, "The method's own keys (tables below)")
+    pretraining: dict[str, Any] = key({}, "Keys of `pretraining` that differ for this method")
+
+
+class Probe(Section):
+    """How frozen encoders are judged."""
+
+    folds: int = key(5, "Folds by patient inside the evaluation pool", "folds", ge=2)
+    split_seed: int = key(0, "Seed of folds and label-fraction draws", ge=0)
+    label_fractions: list[float] = key(
+        [0.1, 0.25, 0.5, 1.0], "Shares of the training patients whose labels are used; nested, at least 2 patients", "(0, 1]",
+        min_length=1
+    )
+    draws: int = key(5, "Repetitions of each label fraction below 1", "draws", ge=1)
+    protocols: list[Literal["linear", "knn"]] = key(["linear", "knn"], "Frozen protocols", min_length=1)
+    positive_voxels: int = key(100, "A superpatch is positive for an organ with more voxels of it than this", "voxels", ge=0)
+    regularisation: list[float] = key(
+        [0.001, 0.01, 0.1, 1.0], "Inverse L2 strengths C tried by inner cross-validation over training patients", "1/L2", min_length=1
+    )
+    fixed_regularisation: float = key(
+        0.01, "C where there are fewer than 5 training patients; such cells are marked", "1/L2", gt=0
+    )
+    neighbours: int = key(15, "Neighbours of the k-NN protocol (cosine similarity)", "superpatches", ge=1)
+    threads: int = key(1, "CPU threads of an evaluation process (the count changes last bits)", "threads", ge=1)
+    bootstrap: int = key(2000, "Bootstrap resamples of patients behind each interval", "resamples", ge=100)
+
+    @model_validator(mode="after")
+    def _fractions_are_shares(self) -> Probe:
+        if any(not 0 < f <= 1 for f in self.label_fractions):
+            raise ValueError("label_fractions must lie in (0, 1]")
+        return self
+
+
+class Reconstruction(Section):
+    """How reconstructions are judged and drawn."""
+
+    mask_seed: int = key(0, "Seed of the fixed evaluation masks", ge=0)
+    stitched: list[str] = key(
+        [], "Evaluation cases (dataset/case) to reconstruct as whole stitched volumes; the first also gives the figure. "
+        "An empty list takes the first evaluation case", "cases"
+    )
+
+
+class Config(Section):
+    """The whole experiment."""
+
+    experiment: str = key(..., "Name of the experiment: its results lie in results/<experiment>/", pattern=r"^[A-Za-z0-9_-]+$")
+    data_root: str | None = key(None, "Folder of the raw scans, for datasets that name no root of their own", "path")
+    exclude: list[str] = key([], "Cases (dataset/case) to go on without", "cases")
+    datasets: list[Dataset] = key(..., "Where the scans come from", min_length=1)
+    preparation: Preparation = key(Preparation(), "How a scan becomes numbers in [0, 1]")
+    pools: Pools = key(..., "Who is pretrained on and who is evaluated on")
+    superpatch: int = key(128, "Edge of a superpatch, the cube that a method sees", "voxels", ge=8)
+    organs: list[str] = key(PROBE_ORGANS, "Organs whose presence is probed, as named by the dataset's labels", min_length=1)
+    seeds: list[int] = key([0], "Pretraining seeds", min_length=1)
+    methods: list[Annotated[MethodEntry, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)]] = key(
+        ..., "The methods to compare", min_length=1
+    )
+    pretraining: Pretraining = key(Pretraining(), "The recipe shared by all methods")
+    probe: Probe = key(Probe(), "How frozen encoders are judged")
+    reconstruction: Reconstruction = key(Reconstruction(), "How reconstructions are judged and drawn")
+    device: Literal["auto", "cpu", "cuda"] = key("auto", "Where networks run; auto takes a GPU where there is one")
+    loader_workers: int = key(0, "Processes that cut crops beside a training process; never changes results", "processes", ge=0)
+    state_every: int = key(100, "Steps between two saved states that an interrupted training resumes from", "steps", ge=1)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Config:
+        names = [d.name for d in self.datasets]
+        if len(set(names)) < len(names):
+            raise ValueError(f"datasets must have different names, not {names}")
+        return self
+
+
+def merged(paths: list[Path], overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """One or more YAML files (later ones win) with ``extends`` resolved and flat overrides applied, not yet validated.
+
+    Raises:
+        NemesisError: a file is missing, not YAML, or extends itself.
+    """
+    raw: dict[str, Any] = {}
+    for path in paths:
+        raw = _merge(raw, _read(path, ()))
+    return _merge(raw, dict(overrides or {}))
+
+
+T = TypeVar("T", bound=Section)
+
+
+def validate_section(section: type[T], raw: Mapping[str, Any], where: str) -> T:
+    """A section of a mapping.
+
+    Raises:
+        NemesisError: with every unknown key and wrong value at once.
+    """
+    try:
+        return section.model_validate(raw)
+    except ValidationError as error:
+        raise NemesisError([_fault(where, e) for e in error.errors()]) from None
+
+
+def without_unknown_keys(raw: Mapping[str, Any], where: str) -> tuple[Config | None, list[Fault]]:
+    """The configuration of a merged mapping, with its faults.
+
+    Where unknown keys are the only faults, what is left is understood, so that faults of the data are told in the same breath.
+    """
+    try:
+        return Config.model_validate(raw), []
+    except ValidationError as error:
+        errors = error.errors()
+    faults = [_fault(where, e) for e in errors]
+    pruned = copy.deepcopy(dict(raw))
+    for e in errors:
+        if e["type"] == "extra_forbidden":
+            _drop(pruned, e["loc"])
+    try:
+        return Config.model_validate(pruned), faults
+    except ValidationError:
+        return None, faults
+
+
+def _drop(node: Any, location: tuple[int | str, ...]) -> None:
+    for part in location[:-1]:
+        try:
+            node = node[part]
+        except (KeyError, TypeError, IndexError):  # pydantic puts the chosen reader into the location: not a key
+            continue
+    if isinstance(node, dict):
+        node.pop(location[-1], None)
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    path = path.resolve()
+    if path in seen:
+        raise NemesisError(Fault(str(path), "extends itself", "Remove the circle of `extends:`"))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise NemesisError(Fault(str(path), f"cannot be read ({error.strerror})", "Check the path")) from None
+    except yaml.YAMLError as error:
+        raise NemesisError(Fault(str(path), f"is not valid YAML ({error})", "Mend the file")) from None
+    if not isinstance(content, dict):
+        raise NemesisError(Fault(str(path), "is not a mapping of keys", "See config/README.md"))
+    base = content.pop("extends", None)
+    return content if base is None else _merge(_read(path.parent / base, (*seen, path)), content)
+
+
+def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for name, value in top.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(name), dict)
+        result[name] = _merge(result[name], value) if both else value
+    return result
+
+
+def _fault(where: str, error: Mapping[str, Any]) -> Fault:
+    location = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(error["loc"][-1]), _all_keys(), n=1)
+        hint = f"Did you mean '{close[0]}'?" if close else "See config/README.md for the keys that exist."
+        return Fault(where, f"unknown key '{location}'", hint)
+    if error["type"] == "missing":
+        return Fault(where, f"key '{location}' is missing", "Add it; config/README.md says what it means.")
+    message = error["msg"].removeprefix("Value error, ")
+    return Fault(where, f"{location or 'configuration'}: {message} (got {error['input']!r:.80})", "See config/README.md.")
+
+
+SECTIONS: tuple[type[Section], ...] = (
+    Config, PhantomCohort, NiftiFolder, NnunetFolder, Preparation, Pools, MethodEntry, Pretraining, Probe, Reconstruction,
+)  # fmt: skip
+
+
+def _all_keys() -> list[str]:
+    return sorted({name for section in SECTIONS for name in section.model_fields})
+
+
+def key_rows(section: type[BaseModel]) -> Iterator[tuple[str, str, str, str]]:
+    """(key, default, unit, description) of a section, for the generated table."""
+    for name, info in section.model_fields.items():
+        extra = info.json_schema_extra
+        unit = str(extra.get("unit", "–")) if isinstance(extra, dict) else "–"
+        default = info.get_default(call_default_factory=True) if not info.is_required() else "required"
+        shown = "see its table" if isinstance(default, BaseModel) else f"`{default}`"
+        yield name, shown, unit, info.description or ""

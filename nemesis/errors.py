@@ -1,0 +1,31 @@
+"""The one exception people see: what is wrong, in which file, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong: where (a file, a key, a case), what, and the remedy."""
+
+    where: str
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}. {self.remedy}"
+
+
+class NemesisError(Exception):
+    """Bad input, with every fault that was found; raised before work starts and printed without a traceback."""
+
+    def __init__(self, faults: Fault | Iterable[Fault]) -> None:
+        self.faults = [faults] if isinstance(faults, Fault) else list(faults)
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        if len(self.faults) == 1:
+            return str(self.faults[0])
+        return f"{len(self.faults)} faults:\n" + "\n".join(f"  - {fault}" for fault in self.faults)

@@ -1,0 +1,188 @@
+"""The contract between the suite and a method, its card, and the registry.
+
+A method is one class in one file: ``nemesis/methods/``, ``baselines/`` or any installed package that names itself under the
+entry point group ``nemesis.methods``. Card and settings are read to plan the workflow, so a method's file imports neither
+torch nor MONAI at its top; networks are imported inside :meth:`Method.build`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nemesis.errors import Fault, NemesisError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from nemesis.models.keyed import Keys
+
+ENTRY_POINTS = "nemesis.methods"
+
+
+class MethodCard(BaseModel):
+    """What a reader must know of a method before trusting its row."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str  # as written in the configuration
+    title: str  # as printed in tables
+    paper: str
+    licence: str  # of the method's code here
+    version: int  # raised whenever the method's numbers change: part of the run's identity
+    pretext: bool  # False: nothing is learnt from unlabelled scans, the network stays as built
+    reconstructs: bool
+    smallest_input: int  # edge in voxels
+    native_input: str  # spacing, window, size and axis order the authors used
+    no_gradient: tuple[str, ...] = ()  # parameters (glob patterns) that legitimately get no gradient from the pretext
+
+
+class Settings(BaseModel):
+    """Base of a method's own keys in the configuration."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a method learns from: uniformly placed superpatches of this edge (voxels)."""
+
+    edge: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """voxels (B, 1, D, H, W) in [0, 1] on the training device; keys make every random number of the step."""
+
+    voxels: Tensor
+    keys: Keys
+
+
+@dataclass(frozen=True)
+class PretextLoss:
+    """total: scalar with gradient; monitors: detached scalars for the curve (``psnr`` in dB where there is one)."""
+
+    total: Tensor
+    monitors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """prediction (B, 1, D, H, W) in [0, 1] units, unclipped, as the network says it everywhere; hidden (B, 1, D, H, W) bool,
+    True where the input was masked."""
+
+    prediction: Tensor
+    hidden: Tensor
+
+
+S = TypeVar("S", bound=Settings)
+
+
+class Method(ABC, Generic[S]):
+    """One way of learning an encoder from scans. Stateless: networks are built, passed in, and never kept."""
+
+    card: ClassVar[MethodCard]
+    settings_type: ClassVar[type[Settings]]
+
+    def __init__(self, settings: S, superpatch: int) -> None:
+        self.settings = settings
+        self.superpatch = superpatch
+
+    def check(self) -> None:  # noqa: B027 - nothing to check is a legitimate answer
+        """Raise ValueError with a sentence if the settings do not fit the superpatch."""
+
+    def draw(self) -> Draw:
+        """What the pretext is trained on."""
+        return Draw(edge=self.superpatch)
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The network with random weights, from torch's global generator."""
+
+    def pretext_loss(self, network: nn.Module, batch: Batch) -> PretextLoss:
+        """The pretext's loss; calls ``network(...)`` itself once, so that data-parallel wrappers see it."""
+        raise TypeError(f"{self.card.name} has no pretext")
+
+    @abstractmethod
+    def encode(self, network: nn.Module, voxels: Tensor) -> Tensor:
+        """Superpatches (B, 1, D, H, W) in [0, 1] → vectors (B, F); nothing is masked."""
+
+    def reconstruct(self, network: nn.Module, voxels: Tensor, keys: Keys | None) -> Reconstruction:
+        """Reconstruct superpatches; with ``keys`` under the pretext's mask where it has one, with None from the whole input."""
+        raise TypeError(f"{self.card.name} does not reconstruct")
+
+
+_registry: dict[str, type[Method[Any]]] = {}
+M = TypeVar("M", bound=type[Method[Any]])
+
+
+def register(method: M) -> M:
+    """Class decorator: make a method known by its card's name.
+
+    Raises:
+        ValueError: another class has that name.
+    """
+    known = _registry.get(method.card.name)
+    if known is not None and (known.__module__, known.__qualname__) != (method.__module__, method.__qualname__):
+        raise ValueError(f"two methods are called '{method.card.name}': {known} and {method}")
+    _registry[method.card.name] = method
+    return method
+
+
+def methods() -> dict[str, type[Method[Any]]]:
+    """Every method that can be found, by name: the house's own, and those of packages that name the entry point group."""
+    _import_all("nemesis.methods")
+    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name):
+        _import_all(point.module)
+    return dict(sorted(_registry.items()))
+
+
+def _import_all(name: str) -> None:
+    module = importlib.import_module(name)
+    for info in pkgutil.iter_modules(getattr(module, "__path__", []), f"{name}."):
+        if not info.ispkg:
+            importlib.import_module(info.name)
+
+
+def create(name: str, settings: Mapping[str, Any], superpatch: int, where: str = "methods") -> Method[Any]:
+    """The method of that name with its settings validated and its defaults filled in.
+
+    Raises:
+        NemesisError: unknown name, unknown or wrong keys, or settings that do not fit the superpatch.
+    """
+    known = methods()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        remedy = f"Did you mean '{close[0]}'?" if close else f"Known methods: {', '.join(known)}."
+        raise NemesisError(Fault(where, f"no method is called '{name}'", remedy))
+    cls = known[name]
+    try:
+        method = cls(cls.settings_type.model_validate(settings), superpatch)
+    except ValidationError as error:
+        raise NemesisError(
+            Fault(where, f"{name}: {'.'.join(map(str, e['loc']))}: {e['msg']}", _remedy(e, cls.settings_type))
+            for e in error.errors()
+        ) from None
+    if superpatch < cls.card.smallest_input:
+        what = f"{name}: superpatch {superpatch} is smaller than its smallest input {cls.card.smallest_input}"
+        raise NemesisError(Fault(where, what, "Raise `superpatch` or leave the method out."))
+    try:
+        method.check()
+    except ValueError as error:
+        raise NemesisError(Fault(where, f"{name}: {error}", "Change its settings or `superpatch`.")) from None
+    return method
+
+
+def _remedy(error: Any, settings_type: type[Settings]) -> str:
+    close = difflib.get_close_matches(str(error["loc"][-1]) if error["loc"] else "", settings_type.model_fields, n=1)
+    if error["type"] == "extra_forbidden" and close:
+        return f"Did you mean '{close[0]}'?"
+    return f"Its keys are: {', '.join(settings_type.model_fields) or 'none'}."

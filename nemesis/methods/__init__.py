@@ -1,0 +1,1 @@
+"""The house's own methods, one file each, through the same contract as every rival."""

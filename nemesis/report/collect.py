@@ -1,0 +1,184 @@
+"""Gather what the jobs measured into tidy tables, from which everything that is printed follows.
+
+runs.parquet          one row per run and label: run, label, method, seed, identity_json and the identity flattened
+rows.parquet          every measured number (nemesis.evaluation.rows)
+predictions.parquet   what the probes predicted for every superpatch, with the run; a row group per run
+curves.parquet        run, step, monitor, value: the training curves
+timings.parquet       run, stage, name, value, text: wall-clock and memory, which no table of quality ever sees
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemesis.errors import Fault, NemesisError
+from nemesis.files import write_bytes
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+REFERENCE_METHOD = "nemesis"
+
+
+def collect(spec: Mapping[str, Any], out: Path) -> None:
+    """Job: the five files above, in ``out``; the same inputs give the same bytes (timings apart).
+
+    Args:
+        spec: what every job of the report takes:
+            ``experiment`` (name); ``runs``: a list, in the order of the configuration, of mappings with ``run`` (id),
+            ``label`` (as printed), ``method`` (registered name), ``seed``, ``evaluation`` (folder with rows.parquet,
+            predictions.parquet, timing.json and perhaps reconstruction.npz) and ``folder`` (run directory with
+            run.json, checkpoint.safetensors, timing.json and perhaps curve.jsonl);
+            ``config`` (the resolved configuration as a mapping, shown to readers); ``config_hash``; ``versions`` (name
+            → version); ``datasets`` (names of the evaluated datasets); ``transductive`` (bool); ``bootstrap``
+            (resamples); ``seed`` (of the bootstrap).
+
+    Raises:
+        NemesisError: files that are missing, all at once.
+    """
+    import pyarrow as pa
+
+    _require(spec)
+    out.mkdir(parents=True, exist_ok=True)
+    evaluations = _evaluations(spec)
+    write_parquet(out / "runs.parquet", pa.Table.from_pylist(_runs(spec)))
+    tables = [_read(folder / "rows.parquet") for folder in evaluations.values()]
+    write_parquet(out / "rows.parquet", pa.concat_tables(tables, promote_options="permissive"))
+    _merge_predictions(evaluations, out / "predictions.parquet")
+    curves = pa.schema([("run", pa.string()), ("step", pa.int64()), ("monitor", pa.string()), ("value", pa.float64())])
+    write_parquet(out / "curves.parquet", pa.Table.from_pylist(list(_curves(spec)), schema=curves))
+    timings = pa.schema(
+        [(name, pa.string()) for name in ("run", "stage", "name")] + [("value", pa.float64()), ("text", pa.string())]
+    )
+    write_parquet(out / "timings.parquet", pa.Table.from_pylist(list(_timings(spec)), schema=timings))
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Atomically, and without pandas' metadata, which carries library versions."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata(None), sink, compression="zstd")
+    write_bytes(path, sink.getvalue().to_pybytes())
+
+
+def labels_in_order(spec: Mapping[str, Any]) -> list[str]:
+    """The labels of the experiment, in the order of the configuration."""
+    return list(dict.fromkeys(entry["label"] for entry in spec["runs"]))
+
+
+def reference_label(spec: Mapping[str, Any]) -> str | None:
+    """The row that the others are compared with: the first label of the method NEMESIS, or None."""
+    return next((entry["label"] for entry in spec["runs"] if entry["method"] == REFERENCE_METHOD), None)
+
+
+def first_seed(spec: Mapping[str, Any], label: str) -> Mapping[str, Any]:
+    """The entry of a label's first seed: the one that figures show."""
+    return next(entry for entry in spec["runs"] if entry["label"] == label)
+
+
+def _require(spec: Mapping[str, Any]) -> None:
+    wanted = [
+        Path(e["evaluation"]) / name
+        for e in spec["runs"]
+        for name in ("rows.parquet", "predictions.parquet", "timing.json")
+    ]
+    wanted += [Path(e["folder"]) / "run.json" for e in spec["runs"]]
+    faults = [
+        Fault(str(path), "does not exist", "Run the workflow again: it repeats the job that makes it")
+        for path in dict.fromkeys(wanted)
+        if not path.is_file()
+    ]
+    if faults:
+        raise NemesisError(faults)
+
+
+def _evaluations(spec: Mapping[str, Any]) -> dict[str, Path]:
+    return {entry["run"]: Path(entry["evaluation"]) for entry in spec["runs"]}
+
+
+def _runs(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for entry in spec["runs"]:
+        identity = json.loads((Path(entry["folder"]) / "run.json").read_text(encoding="utf-8"))
+        row = {name: entry[name] for name in ("run", "label", "method", "seed")}
+        row["identity_json"] = json.dumps(identity, sort_keys=True)
+        rows.append(row | flatten(identity, "identity"))
+    # Arrow takes the columns from the first row, but methods have different settings.
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return [{name: row.get(name) for name in names} for row in rows]
+
+
+def flatten(value: Any, prefix: str) -> dict[str, str]:
+    """Nested mappings as ``prefix.key.key`` → text; lists as JSON."""
+    if isinstance(value, Mapping):
+        return {name: text for key in sorted(value) for name, text in flatten(value[key], f"{prefix}.{key}").items()}
+    return {prefix: value if isinstance(value, str) else json.dumps(value)}
+
+
+def _read(path: Path) -> pa.Table:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path).replace_schema_metadata(None)
+
+
+def _merge_predictions(evaluations: Mapping[str, Path], out: Path) -> None:
+    """One run in memory at a time: a real experiment has millions of predictions."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    writer = None
+    for run, folder in evaluations.items():
+        table = _read(folder / "predictions.parquet")
+        if "run" in table.column_names:
+            table = table.drop_columns("run")
+        table = table.add_column(0, "run", pa.array([run] * len(table), pa.string()))
+        for number, field in enumerate(table.schema):
+            if pa.types.is_dictionary(field.type) or pa.types.is_large_string(field.type):
+                table = table.set_column(number, field.name, table.column(number).cast(pa.string()))
+        if writer is None:
+            writer = pq.ParquetWriter(temporary, table.schema, compression="zstd", use_dictionary=True)
+        writer.write_table(table.cast(writer.schema), row_group_size=max(1, len(table)))
+    if writer is not None:
+        writer.close()
+        temporary.replace(out)
+
+
+def _curves(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for run, folder in {e["run"]: Path(e["folder"]) for e in spec["runs"]}.items():
+        path = folder / "curve.jsonl"
+        if not path.exists():  # a network that stays as built has no curve
+            continue
+        for line in path.read_text(encoding="utf-8").splitlines():
+            point = json.loads(line)
+            step = point.pop("step")
+            yield from (
+                {"run": run, "step": step, "monitor": name, "value": float(value)} for name, value in point.items()
+            )
+
+
+def _timings(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    stages = {
+        (e["run"], stage): Path(e[key])
+        for e in spec["runs"]
+        for stage, key in (("pretrain", "folder"), ("evaluate", "evaluation"))
+    }
+    for (run, stage), folder in stages.items():
+        path = folder / "timing.json"
+        if not path.exists():
+            continue
+        for name, value in json.loads(path.read_text(encoding="utf-8")).items():
+            number = float(value) if isinstance(value, (int, float)) else None
+            yield {
+                "run": run,
+                "stage": stage,
+                "name": name,
+                "value": number,
+                "text": None if number is not None else json.dumps(value),
+            }

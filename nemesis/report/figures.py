@@ -1,0 +1,252 @@
+"""Figures, each as PNG (for the page) and SVG (for papers), byte-identical when drawn again from the same numbers.
+
+Colours are Okabe and Ito's, which stay apart for colour-blind readers; a method keeps its colour in every figure.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nemesis.files import write_bytes
+from nemesis.report.collect import first_seed, labels_in_order, reference_label
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#7F7F7F", "#000000")
+HIDDEN_COLOUR = "#4a6a8a"  # masked voxels: no grey of the CT window looks like it
+PLANES = ("axial", "coronal", "sagittal")
+# Radiological convention: which side of the patient lies at the left, right, top and bottom of each picture.
+SIDES = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
+LETTERS_AT = ((0.04, 0.5), (0.96, 0.5), (0.5, 0.95), (0.5, 0.05))  # in the order of SIDES, shares of a panel
+PROTOCOL_STYLES = {"linear": ("-", "o"), "knn": ("--", "s")}
+PROTOCOL_NAMES = {"linear": "linear probe", "knn": "k-NN"}
+
+Volume = NDArray[Any]
+
+
+def draw_figures(spec: Mapping[str, Any], collected: Path, tables: Path, out: Path) -> None:
+    """Job: every name of ``FIGURES`` as ``out/<name>.png`` and ``.svg``; what cannot be drawn says so in its place.
+
+    Args:
+        spec: see :func:`nemesis.report.collect.collect`.
+        collected: folder that ``collect`` wrote (curves.parquet is read).
+        tables: folder that ``print_tables`` wrote (label_fractions.csv is read: its intervals are not computed twice).
+    """
+    import pandas as pd
+
+    fractions = pd.read_csv(tables / "label_fractions.csv")
+    curves = pd.read_parquet(collected / "curves.parquet")
+    labels = labels_in_order(spec)
+    _save(_reconstructions(spec), out / "reconstructions")
+    _save(label_fractions(fractions, labels), out / "label_fractions")
+    _save(training_curves(curves, spec), out / "training_curves")
+
+
+def _reconstructions(spec: Mapping[str, Any]) -> Figure:
+    reference = reference_label(spec)
+    for label in sorted(labels_in_order(spec), key=lambda name: name != reference):
+        entry = first_seed(spec, label)
+        path = Path(entry["evaluation"]) / "reconstruction.npz"
+        if path.exists():
+            with np.load(path, allow_pickle=False) as material:
+                return reconstructions(dict(material), f"{label}, seed {entry['seed']}")
+    return _sentence("No method of this experiment reconstructs its input.")
+
+
+def reconstructions(material: Mapping[str, NDArray[Any]], title: str) -> Figure:
+    """Axial, coronal and sagittal planes of one volume: input, masked input, reconstruction, absolute error.
+
+    Args:
+        material: ``input`` and ``reconstruction`` (D, H, W), the window mapped to [0, 1] (as bytes: to [0, 255]);
+            ``hidden`` (D, H, W) bool, True where the network did not see the input; ``spacing`` (3,) in mm.
+    """
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
+
+    original = _unit(material["input"])
+    predicted = np.clip(_unit(material["reconstruction"]), 0, 1)
+    hidden = np.asarray(material["hidden"], bool)
+    error = np.abs(predicted - original)
+    top = float(np.ceil(np.percentile(error[hidden] if hidden.any() else error, 99.5) * 20) / 20) or 0.05
+    spacing = np.asarray(material["spacing"], float)
+    where = centre(original)
+    millimetres = np.array(original.shape) * spacing
+    tall = np.array([millimetres[2] / millimetres[1], millimetres[0] / millimetres[1], millimetres[0] / millimetres[2]])
+    width = min(1.9, 10 / tall.sum())  # inches of one panel; a long scan gets narrower ones instead of a poster
+
+    left, right, above, gap = 0.45, 0.85, 0.55, 0.06
+    size = (left + 4 * width + 3 * gap + right, above + width * tall.sum() + 2 * gap + 0.3)
+    figure = Figure(figsize=size, facecolor="white")
+    figure.text(0.02, 1 - 0.2 / size[1], title, va="center", fontsize=9, weight="bold")
+    bottom = size[1] - above
+    for plane, ratio in zip(PLANES, tall, strict=True):
+        bottom -= width * ratio
+        for column, name in enumerate(("input", "masked input", "reconstruction", "absolute error")):
+            x = left + column * (width + gap)
+            axes = figure.add_axes((x / size[0], bottom / size[1], width / size[0], width * ratio / size[1]))
+            volume = {"reconstruction": predicted, "absolute error": error}.get(name, original)
+            picture = view(volume, plane, where)
+            if name == "absolute error":
+                coloured = axes.imshow(
+                    picture, cmap="inferno", vmin=0, vmax=top, aspect="auto", interpolation="nearest"
+                )
+            else:
+                axes.imshow(picture, cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+            if name == "masked input":
+                veil = np.ma.masked_equal(view(hidden, plane, where), False)
+                axes.imshow(veil, cmap=ListedColormap([HIDDEN_COLOUR]), aspect="auto", interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            for spine in axes.spines.values():
+                spine.set_visible(False)
+            if plane == "axial":
+                axes.set_title(name, fontsize=8, pad=3)
+            if column == 0:
+                axes.set_ylabel(plane, fontsize=8)
+                edge = [withStroke(linewidth=1.5, foreground="black")]
+                for letter, (u, v) in zip(SIDES[plane], LETTERS_AT, strict=True):
+                    place: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "center"}
+                    axes.text(u, v, letter, fontsize=7, color="white", path_effects=edge, **place)
+        bottom -= gap
+    bar = figure.add_axes(
+        ((size[0] - right + 0.12) / size[0], 0.3 / size[1], 0.1 / size[0], 1 - (above + 0.3) / size[1])
+    )
+    figure.colorbar(coloured, cax=bar)
+    bar.tick_params(labelsize=6)
+    bar.set_ylabel("absolute error (HU window = 1)", fontsize=7)
+    return figure
+
+
+def centre(volume: Volume) -> tuple[int, int, int]:
+    """The voxel (d, h, w) amid the patient: the centre of mass of what is brighter than the window's floor."""
+    bright = volume > 0.02
+    if not bright.any():
+        bright = np.ones(volume.shape, bool)
+    counts = [bright.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
+    d, h, w = (int(np.round(np.average(np.arange(len(n)), weights=n))) for n in counts)
+    return d, h, w
+
+
+def view(volume: Volume, plane: str, where: Sequence[int]) -> Volume:
+    """One plane of a (D, H, W) volume as a picture (first row at the top, first column at the left).
+
+    D runs inferior to superior, H left to right, W posterior to anterior. Axial: anterior at the top, the patient's
+    right at the left; coronal: head at the top, the patient's right at the left; sagittal: head at the top, anterior
+    at the left.
+    """
+    d, h, w = where
+    picture: Volume = {"axial": volume[d].T, "coronal": volume[:, :, w], "sagittal": volume[:, h, :]}[plane]
+    return picture[::-1, ::-1]
+
+
+def label_fractions(table: pd.DataFrame, labels: Sequence[str]) -> Figure:
+    """AUROC against the share of labels, with intervals; ``table`` is label_fractions.csv."""
+    measured = table[table["auroc"].notna()]
+    if measured.empty:
+        return _sentence("No probe was scored.")
+    figure, axes = _panel()
+    ticks = sorted(measured["label_fraction"].unique())
+    # Curves of one tick are set side by side: intervals drawn over each other cannot be read.
+    groups = [(label, protocol) for label in labels for protocol in PROTOCOL_STYLES]
+    for number, (label, protocol) in enumerate(groups):
+        rows = measured[(measured["method"] == label) & (measured["protocol"] == protocol)]
+        if rows.empty:
+            continue
+        rows = rows.sort_values("label_fraction")
+        line, marker = PROTOCOL_STYLES[protocol]
+        x = np.array([ticks.index(f) for f in rows["label_fraction"]])
+        x = x + 0.3 * (number - (len(groups) - 1) / 2) / len(groups)
+        reach = np.vstack([rows["auroc"] - rows["auroc_low"], rows["auroc_high"] - rows["auroc"]]).clip(0)
+        style: dict[str, Any] = {
+            "color": _colour(labels, label),
+            "linestyle": line,
+            "marker": marker,
+            "markersize": 4,
+            "linewidth": 1.4,
+        }
+        name = f"{label}, {PROTOCOL_NAMES[protocol]}"
+        axes.errorbar(x, rows["auroc"], yerr=reach, elinewidth=0.9, capsize=2, label=name, **style)
+    axes.set_xticks(range(len(ticks)), [f"{100 * f:g} %" for f in ticks])
+    axes.set_xlabel("labelled training patients", fontsize=9)
+    axes.set_ylabel("AUROC (95 % interval over patients)", fontsize=9)
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def training_curves(curves: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
+    """The pretext loss of every run against steps; ``curves``: run, step, monitor, value."""
+    losses = curves[curves["monitor"] == "loss"]
+    if losses.empty:
+        return _sentence("Nothing was pretrained.")
+    labels = labels_in_order(spec)
+    figure, axes = _panel()
+    named: set[str] = set()
+    for entry in spec["runs"]:
+        line = losses[losses["run"] == entry["run"]].sort_values("step")
+        if line.empty:
+            continue
+        label = entry["label"]
+        axes.plot(
+            line["step"],
+            line["value"],
+            color=_colour(labels, label),
+            linewidth=1.2,
+            label=None if label in named else label,
+        )
+        named.add(label)
+    if (losses["value"] > 0).all():
+        axes.set_yscale("log")
+    axes.set_xlabel("optimiser step", fontsize=9)
+    axes.set_ylabel("pretext loss (each method's own)", fontsize=9)
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def _colour(labels: Sequence[str], label: str) -> str:
+    return COLOURS[labels.index(label) % len(COLOURS)]
+
+
+def _panel() -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.4), facecolor="white", layout="constrained")
+    axes = figure.add_subplot()
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(which="both", labelsize=8)
+    return figure, axes
+
+
+def _sentence(text: str) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 1), facecolor="white")
+    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=10)
+    return figure
+
+
+def _unit(volume: NDArray[Any]) -> NDArray[np.float32]:
+    """[0, 1] as float32; bytes hold 255ths."""
+    return volume.astype(np.float32) / np.float32(255 if volume.dtype == np.uint8 else 1)
+
+
+def _save(figure: Figure, stem: Path) -> None:
+    import matplotlib
+
+    # Fonts and ids are pinned and no date or version is written, so that the same figure is the same file.
+    with matplotlib.rc_context({"svg.hashsalt": "nemesis", "font.family": "DejaVu Sans"}):
+        for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=suffix[1:], dpi=160, metadata=metadata)
+            write_bytes(stem.with_name(stem.name + suffix), buffer.getvalue())

@@ -1,0 +1,68 @@
+"""Where a process computes: the device, its arithmetic, and a lock that never hands one GPU to two jobs of this machine."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from nemesis.errors import Fault, NemesisError
+
+
+@contextmanager
+def device_for(wanted: str) -> Iterator[torch.device]:
+    """The CPU, or a GPU that no other job of this user on this machine holds; waits for one to become free.
+
+    Args:
+        wanted: auto (a GPU where there is one), cpu or cuda.
+
+    Raises:
+        NemesisError: cuda was asked for and there is none.
+    """
+    n_gpus = torch.cuda.device_count() if wanted != "cpu" else 0
+    if not n_gpus:
+        if wanted == "cuda":
+            raise NemesisError(
+                Fault("device: cuda", "no GPU is visible to this job", "Ask for one (on a cluster: gpu=1), or set device: cpu")
+            )
+        yield torch.device("cpu")
+        return
+    with ExitStack() as stack:
+        index = _lock_one([str(torch.cuda.get_device_properties(i).uuid) for i in range(n_gpus)], stack)
+        yield torch.device("cuda", index)
+
+
+def _lock_one(names: list[str], stack: ExitStack, poll_s: float = 1.0) -> int:
+    """Place of the first name whose lock is free; held until ``stack`` closes (or the process dies)."""
+    folder = Path(tempfile.gettempdir()) / f"nemesis-gpus-{getpass.getuser()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    while True:
+        for index, name in enumerate(names):
+            try:
+                stack.enter_context(FileLock(folder / f"{name}.lock").acquire(timeout=0))
+                return index
+            except Timeout:
+                continue
+        time.sleep(poll_s)
+
+
+def resolve_precision(wanted: str, device: torch.device) -> str:
+    """``auto`` → bf16-mixed where the device computes bf16 in hardware, else 32-true."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    return "bf16-mixed" if torch.cpu.get_capabilities().get("avx512_bf16") else "32-true"
+
+
+def set_threads(threads: int) -> None:
+    """Fix the CPU thread count of this process: it decides how sums are split, hence the last bits."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)

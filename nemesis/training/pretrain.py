@@ -1,0 +1,198 @@
+"""Pretrain one run: from its specification to a checkpoint, resumable at any step with the same bits (on a CPU)."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from lightning.fabric import Fabric
+from torch import nn
+
+from nemesis.config import Preparation, Pretraining
+from nemesis.data.superpatches import Scans
+from nemesis.errors import Fault, NemesisError
+from nemesis.files import write_text
+from nemesis.method import Batch, Method, create
+from nemesis.models.checkpoint import save_weights
+from nemesis.models.keyed import Keys, seed_at
+from nemesis.training.crops import Crops, RankBatches, crop_loader
+from nemesis.training.device import device_for, resolve_precision, set_threads
+from nemesis.training.progress import TrainingProgress
+from nemesis.training.schedule import learning_rate
+from nemesis.training.state import load_state, save_state
+
+LOG_EVERY = 10  # steps whose mean makes one point of the curve; the host waits for the device only then
+
+
+def pretrain(
+    identity: dict[str, Any], folder: Path, pool: Path, index: Path, device: str, workers: int, state_every: int
+) -> None:
+    """Write ``checkpoint.safetensors``, ``curve.jsonl``, ``timing.json`` and ``run.json`` into the run's folder.
+
+    Whoever comes second waits for the first and finds the checkpoint there.
+
+    Args:
+        identity: what the weights depend on (:mod:`nemesis.runs`).
+        folder: ``results/runs/<run>``.
+        pool: the pretraining pool.
+        index: the checked scans.
+        device: auto, cpu or cuda.
+        workers: loader processes.
+        state_every: steps between saved states.
+
+    Raises:
+        NemesisError: the loss is not finite any more, or no GPU is there although asked for.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{folder.name}: another process is computing this run, waiting for it", file=sys.stderr, flush=True)
+        lock.acquire()
+    with lock:
+        if _computed(folder, identity):
+            print(f"{folder.name}: already computed", file=sys.stderr, flush=True)
+            return
+        with device_for(device) as chosen:
+            _pretrain(identity, folder, pool, index, chosen, workers, state_every)
+
+
+def _computed(folder: Path, identity: dict[str, Any]) -> bool:
+    outputs = [folder / name for name in ("checkpoint.safetensors", "curve.jsonl", "timing.json", "run.json")]
+    return all(path.exists() for path in outputs) and json.loads(outputs[-1].read_text(encoding="utf-8")) == identity
+
+
+def _pretrain(
+    identity: dict[str, Any], folder: Path, pool: Path, index: Path, device: torch.device, workers: int, state_every: int
+) -> None:
+    recipe = Pretraining.model_validate(identity["pretraining"]) if identity["pretraining"] else None
+    set_threads(recipe.threads if recipe else 1)
+    method = create(identity["method"], identity["settings"], identity["superpatch"])
+    torch.manual_seed(identity["seed"])
+    network = method.build()
+    timing: dict[str, Any] = {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"}
+    curve: list[dict[str, float]] = []
+    if recipe:
+        scans = Scans(pool, index, Preparation.model_validate(identity["preparation"]))
+        training = _Training(method, network, recipe, scans, identity["seed"], folder, device, workers, state_every)
+        timing |= training.run()
+        curve = training.curve
+    write_text(folder / "curve.jsonl", "".join(json.dumps(point) + "\n" for point in curve))
+    write_text(folder / "timing.json", json.dumps(timing, indent=1) + "\n")
+    save_weights(network, folder / "checkpoint.safetensors", {"run": folder.name, "method": identity["method"]})
+    write_text(folder / "run.json", json.dumps(identity, indent=1, sort_keys=True) + "\n")
+    (folder / "state.pt").unlink(missing_ok=True)
+
+
+class _Training:
+    """The loop. Everything random in step n is a function of (seed, n, place in the global batch)."""
+
+    def __init__(
+        self, method: Method[Any], network: nn.Module, recipe: Pretraining, scans: Scans, seed: int, folder: Path,
+        device: torch.device, workers: int, state_every: int,
+    ) -> None:  # fmt: skip
+        self.method, self.recipe, self.seed, self.folder = method, recipe, seed, folder
+        self.state_every = state_every
+        self.precision: Any = resolve_precision(recipe.precision, device)
+        self.fabric = Fabric(
+            accelerator=device.type, devices=1 if device.type == "cpu" else [device.index], precision=self.precision
+        )
+        self.fabric.launch()
+        self.network = network
+        optimizer = torch.optim.AdamW(
+            network.parameters(), lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
+        )
+        self.wrapped, self.optimizer = self.fabric.setup(network, optimizer)
+        window = scans.preparation.hu_window
+        self.low, self.width = window[0], window[1] - window[0]
+        self.curve: list[dict[str, float]] = []
+        self.first = self._resume()
+        self.batches = RankBatches(
+            self.first, recipe.steps, recipe.batch_size, self.fabric.global_rank, self.fabric.world_size
+        )
+        crops = Crops(scans, method.draw().edge, seed)
+        self.loader = crop_loader(crops, self.batches, workers, pin=device.type == "cuda")
+
+    def _resume(self) -> int:
+        state = load_state(self.folder / "state.pt", self.fabric.device)
+        if state is None:
+            return 0
+        if state["precision"] != self.precision:
+            what = f"was computed in {state['precision']}, this device would go on in {self.precision}"
+            raise NemesisError(Fault(str(self.folder / "state.pt"), what, "Go on on such a device, or delete the file"))
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.curve = state["curve"]
+        print(f"{self.folder.name}: resumed at step {state['step']}", file=sys.stderr, flush=True)
+        return int(state["step"])
+
+    def _save(self, step: int) -> None:
+        state = {
+            "step": step,
+            "precision": self.precision,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "curve": self.curve,
+        }
+        save_state(self.folder / "state.pt", state)
+
+    def run(self) -> dict[str, Any]:
+        """Train to the last step; returns how fast it went."""
+        recipe, fabric = self.recipe, self.fabric
+        warmup = round(recipe.warmup_fraction * recipe.steps)
+        self.wrapped.train()
+        totals: dict[str, torch.Tensor] = {}
+        started, saved_at = time.monotonic(), self.first
+        with TrainingProgress(self.folder.name, recipe.steps, self.first, recipe.batch_size) as progress:
+            for step, (hu, numbers) in enumerate(self.loader, start=self.first):
+                rate = learning_rate(step, recipe.steps, warmup, recipe.learning_rate, recipe.min_learning_rate)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                voxels = ((fabric.to_device(hu).float() - self.low) / self.width).clamp_(0.0, 1.0)
+                index = fabric.to_device(numbers) - step * recipe.batch_size
+                # what a library's dropout draws must not depend on what was drawn before an interruption
+                torch.manual_seed(seed_at(self.seed, step, fabric.global_rank))
+                loss = self.method.pretext_loss(self.wrapped, Batch(voxels, Keys(self.seed, step, index)))
+                self.optimizer.zero_grad(set_to_none=True)
+                fabric.backward(loss.total)
+                fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=recipe.clip_norm, error_if_nonfinite=False)
+                self.optimizer.step()
+                for name, value in {"loss": loss.total.detach(), **loss.monitors}.items():
+                    totals[name] = totals.get(name, 0.0) + value
+                done = step + 1
+                if done % LOG_EVERY == 0 or done == recipe.steps:
+                    count = (done - 1) % LOG_EVERY + 1
+                    point = {name: float(total) / count for name, total in totals.items()}
+                    if not math.isfinite(point["loss"]):
+                        what = f"the loss is not finite at step {done} (learning rate {rate:.2g}, {self.precision})"
+                        raise NemesisError(
+                            Fault(self.folder.name, what, "Lower pretraining.learning_rate or use precision: 32-true")
+                        )
+                    totals = {}
+                    self.curve.append({"step": done, "learning_rate": rate, **point})
+                    progress.advance(done, point)
+                    if done - saved_at >= self.state_every and done < recipe.steps:
+                        self._save(done)
+                        saved_at = done
+        seconds = time.monotonic() - started
+        return {
+            "seconds": round(seconds, 3),
+            "superpatches_per_second": round((recipe.steps - self.first) * recipe.batch_size / max(seconds, 1e-9), 3),
+            "peak_memory_mib": round(_peak_memory_mib(fabric.device), 1),
+            "precision": self.precision,
+        }
+
+
+def _peak_memory_mib(device: torch.device) -> float:
+    """Of the GPU where there is one, else the process's largest resident size."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0

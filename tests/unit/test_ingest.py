@@ -1,0 +1,258 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+from small_scans import RAS, body, organs, save
+
+from nemesis.config import NiftiFolder, PhantomCohort, Preparation
+from nemesis.data import ingest as module
+from nemesis.data.cases import label_numbers, list_cases, write_manifest
+from nemesis.data.ingest import check, ingest
+from nemesis.data.phantom import make_subject
+from nemesis.data.store import StoredVolume
+from nemesis.errors import NemesisError
+
+ORGANS = {"liver": 1, "aorta": 2, "spleen": 3}
+
+
+def dataset(name="ct"):
+    labels = {"exhaustive": "{case}/label.nii.gz"}
+    return NiftiFolder(reader="nifti", name=name, labels=labels, label_numbers=ORGANS)
+
+
+def raw_scans(root, cases):
+    for i, case in enumerate(cases):
+        save(root / case / "image.nii.gz", body(seed=i), "LPS")
+        save(root / case / "label.nii.gz", organs(), "LPS")
+
+
+def run(root, out, some=None, preparation=Preparation(), superpatch=16, workers=1, exclude=()):  # noqa: B008 - frozen
+    some = some or dataset()
+    write_manifest(out / "manifest.json", some, list_cases(some, root, exclude), label_numbers(some, root))
+    ingest(out / "manifest.json", root, out / "store", out / "store/verdicts.json", preparation, superpatch, workers)
+    return {verdict["case"]: verdict for verdict in json.loads((out / "store" / "verdicts.json").read_text())["cases"]}
+
+
+def stored(out, case, kind):
+    """The stored HU or label map of a case."""
+    (path,) = (out / "store").glob(f"{case}-*.{kind}.b2nd")
+    return StoredVolume(path).whole()
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Which cases are read."""
+    read = []
+    original = module._files
+    monkeypatch.setattr(module, "_files", lambda task: read.append(task.case.case) or original(task))
+    return read
+
+
+def test_a_good_scan_and_what_its_verdict_says(tmp_path):
+    raw_scans(tmp_path / "raw", ["a"])
+    verdict = run(tmp_path / "raw", tmp_path)["a"]
+    hu, labels = (stored(tmp_path, "a", kind) for kind in ("hu", "labels"))
+    np.testing.assert_array_equal(hu, body())
+    np.testing.assert_array_equal(labels, organs())
+    assert verdict["ok"]
+    assert verdict["shape"] == [20, 24, 16]
+    assert verdict["spacing"] == pytest.approx([3.0, 2.0, 1.5])
+    np.testing.assert_allclose(np.reshape(verdict["affine"], (4, 4)), RAS, atol=1e-5)
+    assert verdict["hu_mean"] == pytest.approx(hu.mean())
+    assert verdict["hu_std"] == pytest.approx(hu.std())
+    assert (verdict["hu_min"], verdict["hu_max"]) == (hu.min(), hu.max())
+    assert verdict["voxels"] == {"liver": (labels == 1).sum(), "aorta": 8, "spleen": 0}
+    assert verdict["annotated"] == ["liver", "aorta", "spleen"]
+    assert 0 < verdict["foreground"] <= 1
+
+
+def test_faulty_scans_are_all_named_and_good_ones_are_kept(tmp_path):
+    raw = tmp_path / "raw"
+    raw_scans(raw, ["good", "cut", "picture", "shape", "both", "blank", "numbers"])
+    cut = raw / "cut/image.nii.gz"
+    cut.write_bytes(cut.read_bytes()[:-20])
+    save(raw / "picture/image.nii.gz", (body() + 1000).clip(0, 255).astype(np.uint8))
+    save(raw / "shape/label.nii.gz", organs()[:-1])
+    for name in ("image", "label"):
+        (raw / f"both/{name}.nii.gz").write_bytes(b"nothing")
+    empty = np.full((20, 24, 16), -1000, np.int16)
+    empty[::4, ::4, ::4] = 40  # sparse tissue: CT by its values, but no crop is bright
+    save(raw / "blank/image.nii.gz", empty)
+    save(raw / "numbers/label.nii.gz", organs() * 20)
+    verdicts = run(raw, tmp_path)
+    assert [case for case, verdict in verdicts.items() if verdict["ok"]] == ["good"]
+    with pytest.raises(NemesisError) as caught:
+        check([tmp_path / "store/verdicts.json"], tmp_path / "index.parquet")
+    told = {fault.where: str(fault) for fault in caught.value.faults}
+    assert not (tmp_path / "index.parquet").exists()
+    assert len(caught.value.faults) == len(told) == 7
+    for path, what in {
+        "cut/image": "truncated", "picture/image": "not CT", "shape/label": "another shape", "both/image": "not NIfTI",
+        "both/label": "not NIfTI", "blank/image": "is empty", "numbers/label": "only 20, 40",
+    }.items():  # fmt: skip
+        fault = told[str(raw / f"{path}.nii.gz")]
+        assert what in fault
+        assert f"exclude: [ct/{path.split('/')[0]}]" in fault
+
+    exclude = [f"ct/{case}" for case in verdicts if case != "good"]
+    run(raw, tmp_path, exclude=exclude)
+    check([tmp_path / "store/verdicts.json"], tmp_path / "index.parquet")
+    assert parquet.read_table(tmp_path / "index.parquet")["case"].to_pylist() == ["good"]
+
+
+def test_faults_of_several_datasets_are_told_at_once(tmp_path):
+    for name in ("one", "two"):
+        raw_scans(tmp_path / name / "raw", ["a", "b"])
+        (tmp_path / name / "raw/b/image.nii.gz").write_bytes(b"")
+        run(tmp_path / name / "raw", tmp_path / name, dataset(name))
+    with pytest.raises(NemesisError) as caught:
+        check([tmp_path / name / "store/verdicts.json" for name in ("two", "one")], tmp_path / "index.parquet")
+    assert len(caught.value.faults) == 2
+
+
+def test_only_what_changed_is_read_again(tmp_path, counted):
+    raw = tmp_path / "raw"
+    raw_scans(raw, ["a", "b", "c"])
+    (raw / "c/image.nii.gz").write_bytes(b"not a scan")
+    run(raw, tmp_path)
+    run(raw, tmp_path)
+    assert counted == ["a", "b", "c"]
+    save(raw / "b/image.nii.gz", body(seed=9))
+    run(raw, tmp_path)
+    assert counted[3:] == ["b"]
+    next((tmp_path / "store").glob("a-*.labels.b2nd")).unlink()
+    run(raw, tmp_path)
+    assert counted[4:] == ["a"]
+    run(raw, tmp_path, preparation=Preparation(hu_window=(-100.0, 200.0)))
+    assert counted[5:] == ["a", "b", "c"]
+
+
+def test_an_interrupted_ingestion_goes_on_where_it_was(tmp_path, monkeypatch, counted):
+    raw_scans(tmp_path / "raw", ["a", "b", "c"])
+    write = module.write_volume
+
+    def interrupted(folder, name, array):
+        if name.startswith("b-") and name.endswith(".labels"):
+            raise KeyboardInterrupt
+        write(folder, name, array)
+
+    monkeypatch.setattr(module, "write_volume", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "raw", tmp_path)
+    assert not (tmp_path / "store/verdicts.json").exists()
+    monkeypatch.setattr(module, "write_volume", write)
+    run(tmp_path / "raw", tmp_path)
+    assert counted == ["a", "b", "b", "c"]
+    raw_scans(tmp_path / "raw2", ["a", "b", "c"])
+    run(tmp_path / "raw2", tmp_path / "fresh")
+    assert contents(tmp_path / "store") == contents(tmp_path / "fresh/store")
+
+
+def test_a_full_disk_is_a_fault_not_a_bad_scan(tmp_path, monkeypatch):
+    raw_scans(tmp_path / "raw", ["a"])
+    monkeypatch.setattr(
+        module, "write_volume", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    with pytest.raises(NemesisError, match="No space left"):
+        run(tmp_path / "raw", tmp_path)
+
+
+def test_workers_change_nothing(tmp_path):
+    raw_scans(tmp_path / "raw", ["a", "b", "c"])
+    (tmp_path / "raw/b/image.nii.gz").write_bytes(b"not a scan")
+    for workers in (1, 2):
+        run(tmp_path / "raw", tmp_path / str(workers), workers=workers)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_killed_with_its_workers_and_run_again(tmp_path):
+    raw_scans(tmp_path / "raw", [f"s{i:02d}" for i in range(40)])
+    some = dataset()
+    write_manifest(tmp_path / "manifest.json", some, list_cases(some, tmp_path / "raw"), ORGANS)
+    code = (
+        "from pathlib import Path\nfrom nemesis.config import Preparation\nfrom nemesis.data.ingest import ingest\n"
+        "if __name__ == '__main__':\n"
+        f"    t = Path({str(tmp_path)!r}); ingest(t / 'manifest.json', t / 'raw', t / 'store', t / 'store/verdicts.json', Preparation(), 16, 2)\n"
+    )
+    (tmp_path / "go.py").write_text(code)
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "go.py"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    records = tmp_path / "store"
+    deadline = time.monotonic() + 60
+    while len(list(records.glob("*-*.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(_alive(child) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(_alive(child) for child in children)
+    kept = {path: path.stat().st_mtime_ns for path in records.glob("*-*.json")}
+    assert len(kept) >= 3
+    assert not (tmp_path / "store/verdicts.json").exists() or len(kept) == 40
+    verdicts = run(tmp_path / "raw", tmp_path)
+    assert len(verdicts) == 40
+    assert all(verdict["ok"] for verdict in verdicts.values())
+    assert all(path.stat().st_mtime_ns == at for path, at in kept.items())
+
+
+def _alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+def test_resampled_on_the_way(tmp_path):
+    raw_scans(tmp_path / "raw", ["a"])
+    verdict = run(tmp_path / "raw", tmp_path, preparation=Preparation(spacing_mm=(1.5, 1.0, 1.5)))["a"]
+    assert verdict["shape"] == [40, 48, 16]
+    assert verdict["spacing"] == [1.5, 1.0, 1.5]
+    assert verdict["voxels"]["aorta"] == 32
+    coarse = run(tmp_path / "raw", tmp_path, preparation=Preparation(spacing_mm=(12.0, 12.0, 12.0)))["a"]
+    assert not coarse["ok"]
+    assert "after resampling" in coarse["faults"][0]["what"]
+
+
+def test_phantoms_are_ingested_with_their_labels(tmp_path):
+    cohort = PhantomCohort(reader="phantom", subjects=2, seed=3, base_spacing_mm=9.0)
+    verdicts = run(None, tmp_path, cohort)
+    assert list(verdicts) == ["0000", "0001"]
+    subject = make_subject(3, 1, 9.0)
+    np.testing.assert_array_equal(stored(tmp_path, "0001", "hu"), subject.hu)
+    np.testing.assert_array_equal(stored(tmp_path, "0001", "labels"), subject.labels)
+    assert verdicts["0001"]["voxels"]["liver"] == (subject.labels == 6).sum() > 0
+    assert set(verdicts["0001"]["annotated"]) == set(label_numbers(cohort, None))
+    np.testing.assert_allclose(np.reshape(verdicts["0001"]["affine"], (4, 4)), subject.affine)
+
+
+def test_the_index_is_sorted_relative_and_reproducible(tmp_path):
+    for i in (1, 2):
+        for name in ("zeta", "alpha"):
+            raw_scans(tmp_path / f"{name}/raw", ["b", "a"])
+            run(tmp_path / f"{name}/raw", tmp_path / f"{i}/{name}", dataset(name))
+        order = ("zeta", "alpha") if i == 1 else ("alpha", "zeta")
+        check([tmp_path / f"{i}/{name}/store/verdicts.json" for name in order], tmp_path / f"{i}/index.parquet")
+    assert (tmp_path / "1/index.parquet").read_bytes() == (tmp_path / "2/index.parquet").read_bytes()
+    table = parquet.read_table(tmp_path / "1/index.parquet")
+    rows = table.to_pylist()
+    assert [(row["dataset"], row["case"]) for row in rows] == [(n, c) for n in ("alpha", "zeta") for c in "ab"]
+    assert {str(Path(row["store"]).parent) for row in rows} == {"alpha/store", "zeta/store"}
+    assert str(tmp_path) not in str(rows)
+    assert all(math.isfinite(row["hu_std"]) and len(row["affine"]) == 16 for row in rows)
+    assert rows[0]["content_hash"] != rows[1]["content_hash"]
+    assert rows[0]["content_hash"] == rows[2]["content_hash"]  # the same scan in another dataset

@@ -1,0 +1,209 @@
+"""PSNR and SSIM against their formulas; padding, masks, pasting, stitching; the whole job on a small store."""
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor, nn
+
+import nemesis.method
+from nemesis.config import Preparation, Probe, Reconstruction
+from nemesis.data.store import write_volume
+from nemesis.data.superpatches import Scans, evaluation_superpatches
+from nemesis.errors import NemesisError
+from nemesis.evaluation import reconstruction
+from nemesis.evaluation.evaluate import evaluate
+from nemesis.evaluation.reconstruction import psnr, reconstruct, ssim
+from nemesis.evaluation.rows import read_rows
+from nemesis.method import Method, MethodCard, Settings
+from nemesis.method import Reconstruction as Reconstructed
+from nemesis.models.checkpoint import save_weights
+from nemesis.models.keyed import Keys
+
+EDGE = 16
+SHAPE = (20, 32, 16)  # the grid is padded along D: 4 superpatches, two of them with 4 slices inside the scan
+OFFSET = 0.1
+PREPARATION = Preparation()
+
+
+class FakeSettings(Settings):
+    hide: bool = True
+
+
+class Fake(Method[FakeSettings]):
+    """Hides half the voxels at random and answers with the truth plus a tenth; outside the scan it talks nonsense."""
+
+    card: ClassVar[MethodCard] = MethodCard(
+        name="fake_for_evaluation", title="Fake", paper="none", licence="MIT", version=1, pretext=False,
+        reconstructs=True, smallest_input=1, native_input="any",
+    )  # fmt: skip
+    settings_type = FakeSettings
+
+    def build(self) -> nn.Module:
+        return nn.Linear(1, 1)
+
+    def encode(self, network: nn.Module, voxels: Tensor) -> Tensor:
+        return nn.functional.adaptive_avg_pool3d(voxels, 4).flatten(1)
+
+    def reconstruct(self, network: nn.Module, voxels: Tensor, keys: Keys | None) -> Reconstructed:
+        hidden = torch.zeros_like(voxels, dtype=torch.bool)
+        if keys is not None and self.settings.hide:
+            hidden = keys.uniform("mask", voxels[0].numel()).view(voxels.shape) < 0.5
+        return Reconstructed(torch.where(voxels > 0, voxels + OFFSET, 1e3), hidden)
+
+
+def make_store(folder: Path, cases: int = 6) -> tuple[Path, Path]:
+    """A pool of scans brighter than the window's floor, in which the organ is the bright half of some superpatches."""
+    random = np.random.default_rng(0)
+    rows, members = [], []
+    for number in range(cases):
+        name = f"c{number}"
+        hu = random.integers(-150, -50, SHAPE).astype(np.int16)
+        labels = np.zeros(SHAPE, np.uint8)
+        half = slice(0, 16) if number % 2 else slice(16, 32)
+        hu[:, half, :8] += 150
+        labels[:, half, :8] = 3
+        write_volume(folder / name, f"{name}.hu", hu)
+        write_volume(folder / name, f"{name}.labels", labels)
+        member = {"dataset": "ct", "case": name, "patient": name, "fingerprint": "f", "label_fingerprint": "l"}
+        members.append(member)
+        labelled = {"kind": "exhaustive", "annotated": ["liver"]}
+        rows.append(member | labelled | {"store": f"{name}/{name}", "spacing": [5.0, 1.0, 2.0], "content_hash": f"h{number}"})
+    pq.write_table(pa.Table.from_pylist(rows), folder / "index.parquet")
+    (folder / "pool.json").write_text(json.dumps({"cases": members}))
+    return folder / "pool.json", folder / "index.parquet"
+
+
+def opened(folder: Path) -> tuple[Scans, pd.DataFrame]:
+    scans = Scans(*make_store(folder), PREPARATION)
+    return scans, evaluation_superpatches(scans, EDGE, ["liver"], {"ct": {"liver": 3}}, 100)
+
+
+def ssim_by_definition(a: np.ndarray, b: np.ndarray) -> float:
+    """Wang et al. with SciPy's Gaussian, the way scikit-image computes it."""
+
+    def mean(volume: np.ndarray) -> np.ndarray:
+        return gaussian_filter(volume, 1.5, truncate=3.5)
+
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    mean_a, mean_b = mean(a), mean(b)
+    variances = mean(a * a) - mean_a**2 + mean(b * b) - mean_b**2
+    covariance = mean(a * b) - mean_a * mean_b
+    value = (2 * mean_a * mean_b + 1e-4) * (2 * covariance + 9e-4)
+    value /= (mean_a**2 + mean_b**2 + 1e-4) * (variances + 9e-4)
+    return float(value[5:-5, 5:-5, 5:-5].mean())
+
+
+def test_ssim_is_scikit_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    a = gaussian_filter(random.random((26, 20, 23)), 2).astype(np.float32)
+    a = (a - a.min()) / (a.max() - a.min())
+    b = (a + 0.05 * random.normal(size=a.shape)).astype(np.float32)
+    expected = ssim_by_definition(a, b)
+    assert ssim(torch.from_numpy(b), torch.from_numpy(a)) == pytest.approx(expected, abs=1e-6)
+    monkeypatch.setattr(reconstruction, "SSIM_SLAB_VOXELS", 20 * 23 * 5)  # several slabs say the same
+    assert ssim(torch.from_numpy(b), torch.from_numpy(a)) == pytest.approx(expected, abs=1e-6)
+    assert ssim(torch.from_numpy(a), torch.from_numpy(a)) == pytest.approx(1.0, abs=1e-6)
+    assert np.isnan(ssim(torch.zeros(10, 20, 20), torch.zeros(10, 20, 20)))
+
+
+def test_psnr() -> None:
+    zeros = torch.zeros(2, 3, 4)
+    assert psnr(zeros + 0.1, zeros) == pytest.approx(20.0, abs=1e-5)
+    assert psnr(zeros, zeros) == pytest.approx(100.0)
+    assert np.isnan(psnr(zeros[:0], zeros[:0]))
+
+
+def test_every_figure_of_a_known_error(tmp_path: Path) -> None:
+    scans, table = opened(tmp_path)
+    method = Fake(FakeSettings(), EDGE)
+    rows, material = reconstruct(method, method.build(), scans, table, EDGE, Reconstruction(), torch.device("cpu"))
+    frame = pd.DataFrame(rows)
+    values = frame.set_index(["scope", "easy_negatives", "input_masked", "region", "metric"])["value"]
+    for scope, easy in (("superpatch", "out"), ("superpatch", "in"), ("stitched", "in")):
+        for masked, region in ((True, "masked"), (True, "visible"), (False, "whole")):
+            assert values[scope, easy, masked, region, "psnr"] == pytest.approx(20.0, abs=0.01)  # no padding in it
+        assert values[scope, easy, True, "whole", "psnr"] == pytest.approx(23.0, abs=0.2)  # half of it is pasted
+        assert 0 < values[scope, easy, False, "whole", "ssim"] < 1
+    ratio = frame[frame["metric"] == "effective_mask_ratio"]
+    assert ratio["value"].tolist() == pytest.approx([0.5, 0.5], abs=0.02)
+    assert ratio["n_superpatches"].tolist() == [24, 24]
+    ssim_rows = frame[(frame["metric"] == "ssim") & (frame["scope"] == "superpatch")]
+    assert (ssim_rows["n_superpatches"] == 12).all()  # four slices are too thin for the window
+    assert (frame["dataset"] == "ct").all()
+    whole = scans.hu(0).whole()
+    np.testing.assert_allclose(material["input"], (whole + 175.0) / 425 * 255, atol=0.51)
+    shift = np.where(material["hidden"], OFFSET * 255, 0.0)
+    np.testing.assert_allclose(material["reconstruction"].astype(float) - material["input"], shift, atol=1.01)
+    assert material["spacing"].tolist() == [5.0, 1.0, 2.0]
+
+
+def test_visible_mean(tmp_path: Path) -> None:
+    scans, table = opened(tmp_path)
+    table = table[:1]
+    method = Fake(FakeSettings(), EDGE)
+    rows, _ = reconstruct(method, method.build(), scans, table, EDGE, Reconstruction(mask_seed=3), torch.device("cpu"))
+    voxels = torch.from_numpy(np.clip((scans.hu(0).whole()[:16, :16].astype(np.float32) + 175) / 425, 0, 1))
+    hidden = method.reconstruct(method.build(), voxels[None, None], Keys.at(3, 0, [0])).hidden[0, 0]
+    error = (voxels[hidden] - voxels[~hidden].mean()).square().mean().item()
+    found = [row["value"] for row in rows if row["metric"] == "psnr_visible_mean"]
+    assert found == pytest.approx([-10 * np.log10(error)] * 2, abs=1e-4)
+
+
+def test_a_method_that_hides_nothing_has_unmasked_figures_only(tmp_path: Path) -> None:
+    scans, table = opened(tmp_path)
+    method = Fake(FakeSettings(hide=False), EDGE)
+    rows, material = reconstruct(method, method.build(), scans, table, EDGE, Reconstruction(), torch.device("cpu"))
+    assert {row["input_masked"] for row in rows} == {False}
+    assert {row["metric"] for row in rows} == {"psnr", "ssim"}
+    assert not material["hidden"].any()
+    assert material["reconstruction"].mean() > material["input"].mean() + 20
+
+
+def test_stitching_an_unknown_case_is_refused(tmp_path: Path) -> None:
+    scans, table = opened(tmp_path)
+    method = Fake(FakeSettings(), EDGE)
+    wish = Reconstruction(stitched=["ct/c1", "ct/c9"])
+    with pytest.raises(NemesisError, match="ct/c9"):
+        reconstruct(method, method.build(), scans, table, EDGE, wish, torch.device("cpu"))
+
+
+def test_the_whole_job_twice_gives_the_same_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(nemesis.method._registry, "fake_for_evaluation", Fake)
+    pool, index = make_store(tmp_path)
+    save_weights(nn.Linear(1, 1), tmp_path / "checkpoint.safetensors", {})
+    probing = Probe(folds=3, label_fractions=[0.5, 1.0], draws=2, positive_voxels=100)
+    spec: dict[str, Any] = {
+        "run": "fake-0",
+        "identity": {"method": "fake_for_evaluation", "settings": {}, "seed": 0, "superpatch": EDGE},
+        "checkpoint": str(tmp_path / "checkpoint.safetensors"),
+        "pool": str(pool),
+        "index": str(index),
+        "organs": ["liver"],
+        "label_numbers": {"ct": {"liver": 3}},
+        "preparation": PREPARATION.model_dump(mode="json"),
+        "probe": probing.model_dump(mode="json"),
+        "reconstruction": Reconstruction().model_dump(mode="json"),
+        "features": str(tmp_path / "features"),
+    }
+    for name in ("first", "second"):
+        evaluate(spec | {"out": str(tmp_path / name)}, "cpu")
+    said = capsys.readouterr().out
+    assert "24 superpatches of 6 scans" in said
+    assert said.count("features 24/24") == 1  # the second time they are read
+    assert said.count("reconstructions 24/24") == 2
+    for name in ("rows.parquet", "predictions.parquet", "reconstruction.npz"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    rows = read_rows(tmp_path / "first" / "rows.parquet")
+    assert set(rows["run"]) == {"fake-0"}
+    assert rows[rows["metric"] == "auroc"]["value"].min() > 0.9
+    assert json.loads((tmp_path / "first" / "timing.json").read_text())["feature_seconds"] > 0

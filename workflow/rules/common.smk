@@ -1,0 +1,31 @@
+"""The plan of the experiment, made once when the workflow is read; every rule takes its part from here."""
+
+import glob
+import json
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from nemesis.errors import NemesisError
+from nemesis.experiment import plan
+
+try:
+    # the default configuration applies only when the user gave none: Snakemake's own merging cannot remove a key
+    EXPERIMENT = plan(
+        list(workflow.config_settings.configfiles) or [Path(workflow.basedir) / "config" / "config.yaml"],
+        workflow.config_settings.config,
+    )
+except NemesisError as error:
+    raise WorkflowError(str(error)) from None
+
+CONFIG = EXPERIMENT.config
+FOLDER = str(EXPERIMENT.folder)
+RUNS = [run.id for run in EXPERIMENT.runs]
+DATASETS = {dataset.config.name: dataset for dataset in EXPERIMENT.datasets}
+# a GPU is asked for where one is wanted: with device: auto, where this machine has one
+GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and bool(glob.glob("/dev/nvidia[0-9]*"))))
+
+
+def as_json(value):
+    """A specification as one shell word's content."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)

@@ -1,0 +1,35 @@
+"""Raw scans → store, verdicts, index."""
+
+
+rule ingest_scans:
+    input:
+        manifest=lambda wc: DATASETS[wc.dataset].manifest,
+    output:
+        verdicts=f"{FOLDER}/data/{{dataset}}.verdicts.json",
+    params:
+        spec=lambda wc: as_json(EXPERIMENT.ingest_spec(DATASETS[wc.dataset])),
+    log:
+        f"{FOLDER}/logs/ingest_scans/{{dataset}}.log",
+    benchmark:
+        f"{FOLDER}/benchmarks/ingest_scans/{{dataset}}.tsv"
+    threads: workflow.cores or 1
+    conda:
+        "../../environment.yml"
+    shell:
+        "nemesis data ingest {params.spec:q} --workers {threads} 2>&1 | tee {log:q}"
+
+
+rule check_cohort:
+    input:
+        expand(f"{FOLDER}/data/{{dataset}}.verdicts.json", dataset=DATASETS),
+    output:
+        f"{FOLDER}/data/index.parquet",
+    log:
+        f"{FOLDER}/logs/check_cohort.log",
+    benchmark:
+        f"{FOLDER}/benchmarks/check_cohort.tsv"
+    localrule: True
+    conda:
+        "../../environment.yml"
+    shell:
+        "nemesis data check {input:q} --out {output:q} 2>&1 | tee {log:q}"

@@ -1,0 +1,24 @@
+"""One checkpoint → features, probes, reconstructions: rows, and the predictions they came from."""
+
+
+rule evaluate_encoder:
+    input:
+        checkpoint="results/runs/{run}/checkpoint.safetensors",
+        index=EXPERIMENT.index,
+    output:
+        rows=f"{FOLDER}/evaluation/{{run}}/rows.parquet",
+        predictions=f"{FOLDER}/evaluation/{{run}}/predictions.parquet",
+        timing=f"{FOLDER}/evaluation/{{run}}/timing.json",
+    params:
+        spec=lambda wc: as_json(EXPERIMENT.evaluate_spec(wc.run)),
+    log:
+        f"{FOLDER}/logs/evaluate_encoder/{{run}}.log",
+    benchmark:
+        f"{FOLDER}/benchmarks/evaluate_encoder/{{run}}.tsv"
+    threads: CONFIG.probe.threads
+    resources:
+        gpu=GPU,
+    conda:
+        "../../environment.yml"
+    shell:
+        "nemesis evaluate {params.spec:q} --device {CONFIG.device} 2>&1 | tee {log:q}"

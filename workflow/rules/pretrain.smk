@@ -1,0 +1,28 @@
+"""Pretraining pool → one checkpoint per run. A run's folder is shared by all experiments that ask for it."""
+
+
+rule pretrain_method:
+    input:
+        # ancient: what the scans hold is in the run's identity (params), a rewritten index alone repeats nothing
+        index=ancient(EXPERIMENT.index),
+    output:
+        checkpoint="results/runs/{run}/checkpoint.safetensors",
+        run="results/runs/{run}/run.json",
+        curve="results/runs/{run}/curve.jsonl",
+        timing="results/runs/{run}/timing.json",
+    params:
+        identity=lambda wc: as_json(EXPERIMENT.run(wc.run).identity),
+    log:
+        f"{FOLDER}/logs/pretrain_method/{{run}}.log",
+    benchmark:
+        f"{FOLDER}/benchmarks/pretrain_method/{{run}}.tsv"
+    threads: lambda wc: EXPERIMENT.run(wc.run).threads
+    resources:
+        gpu=lambda wc: GPU * EXPERIMENT.run(wc.run).trains,
+    conda:
+        "../../environment.yml"
+    shell:
+        "nemesis pretrain {params.identity:q} --folder results/runs/{wildcards.run}"
+        " --pool {EXPERIMENT.pretraining_pool} --index {input.index:q}"
+        " --device {CONFIG.device} --workers {CONFIG.loader_workers} --state-every {CONFIG.state_every}"
+        " 2>&1 | tee {log:q}"

@@ -1,0 +1,115 @@
+"""Rows → tables, figures, page, MLflow."""
+
+from nemesis.report import COLLECTED, FIGURES, TABLES
+from nemesis.report import VERSION as REPORT_VERSION
+from nemesis.tracking import VERSION as TRACKING_VERSION
+
+COLLECTED_FILES = expand(f"{FOLDER}/collected/{{name}}.parquet", name=COLLECTED)
+TABLE_FILES = expand(
+    f"{FOLDER}/tables/{{name}}.{{format}}", name=TABLES, format=["csv", "md", "tex", "html"]
+)
+FIGURE_FILES = expand(f"{FOLDER}/figures/{{name}}.{{format}}", name=FIGURES, format=["png", "svg"])
+
+
+rule collect_rows:
+    input:
+        experiment=EXPERIMENT.report_file,
+        rows=expand(f"{FOLDER}/evaluation/{{run}}/rows.parquet", run=RUNS),
+        predictions=expand(f"{FOLDER}/evaluation/{{run}}/predictions.parquet", run=RUNS),
+    output:
+        COLLECTED_FILES,
+    params:
+        version=REPORT_VERSION,
+    log:
+        f"{FOLDER}/logs/collect_rows.log",
+    benchmark:
+        f"{FOLDER}/benchmarks/collect_rows.tsv"
+    conda:
+        "../../environment.yml"
+    shell:
+        "nemesis report collect {input.experiment:q} {FOLDER}/collected 2>&1 | tee {log:q}"
+
+
+rule print_tables:
+    input:
+        experiment=EXPERIMENT.report_file,
+        collected=COLLECTED_FILES,
+    output:
+        report(TABLE_FILES, caption="../report/tables.rst", category="Tables"),
+    params:
+        version=REPORT_VERSION,
+    log:
+        f"{FOLDER}/logs/print_tables.log",
+    benchmark:
+        f"{FOLDER}/benchmarks/print_tables.tsv"
+    conda:
+        "../../environment.yml"
+    shell:
+        "nemesis report tables {input.experiment:q} {FOLDER}/collected {FOLDER}/tables 2>&1 | tee {log:q}"
+
+
+rule draw_figures:
+    input:
+        experiment=EXPERIMENT.report_file,
+        collected=COLLECTED_FILES,
+        tables=TABLE_FILES,
+    output:
+        report(FIGURE_FILES, caption="../report/figures.rst", category="Figures"),
+    params:
+        version=REPORT_VERSION,
+    log:
+        f"{FOLDER}/logs/draw_figures.log",
+    benchmark:
+        f"{FOLDER}/benchmarks/draw_figures.tsv"
+    conda:
+        "../../environment.yml"
+    shell:
+        "nemesis report figures {input.experiment:q} {FOLDER}/collected {FOLDER}/tables {FOLDER}/figures"
+        " 2>&1 | tee {log:q}"
+
+
+rule write_page:
+    input:
+        experiment=EXPERIMENT.report_file,
+        tables=TABLE_FILES,
+        figures=FIGURE_FILES,
+    output:
+        report(
+            f"{FOLDER}/report/index.html",
+            caption="../report/page.rst",
+            category="Page",
+        ),
+    params:
+        version=REPORT_VERSION,
+    log:
+        f"{FOLDER}/logs/write_page.log",
+    benchmark:
+        f"{FOLDER}/benchmarks/write_page.tsv"
+    conda:
+        "../../environment.yml"
+    shell:
+        "nemesis report page {input.experiment:q} {FOLDER}/tables {FOLDER}/figures {output:q}"
+        " 2>&1 | tee {log:q}"
+
+
+rule log_tracking:
+    input:
+        experiment=EXPERIMENT.report_file,
+        collected=COLLECTED_FILES,
+        tables=TABLE_FILES,
+        figures=FIGURE_FILES,
+        page=f"{FOLDER}/report/index.html",
+    output:
+        f"{FOLDER}/tracking.json",
+    params:
+        version=TRACKING_VERSION,
+    log:
+        f"{FOLDER}/logs/log_tracking.log",
+    benchmark:
+        f"{FOLDER}/benchmarks/log_tracking.tsv"
+    localrule: True
+    conda:
+        "../../environment.yml"
+    shell:
+        "nemesis report track {input.experiment:q} {FOLDER}/collected {FOLDER}/tables {FOLDER}/figures"
+        " {FOLDER}/report {output:q} 2>&1 | tee {log:q}"
