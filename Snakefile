@@ -4,6 +4,7 @@ from snakemake.utils import min_version
 
 min_version("9.3")
 
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/pretrain.smk"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nemesis.config import key
 from nemesis.method import Batch, Method, MethodCard, PretextLoss, Reconstruction, Settings, register
@@ -54,16 +54,16 @@ class AutoEncoder(Method[AutoEncoderSettings]):
         strides = [2] * len(s.channels)
         return MonaiAutoEncoder(3, 1, 1, channels=list(s.channels), strides=strides, num_res_units=s.residual_units)
 
-    def pretext_loss(self, network: nn.Module, batch: Batch) -> PretextLoss:
+    def pretext_loss(self, network: Any, batch: Batch) -> PretextLoss:
         """See :meth:`Method.pretext_loss`."""
         mse = (network(batch.voxels).float() - batch.voxels).square().mean()
         return PretextLoss(mse, {"psnr": -10.0 * (mse.detach() + 1e-8).log10()})
 
-    def encode(self, network: nn.Module, voxels: Tensor) -> Tensor:
+    def encode(self, network: Any, voxels: Tensor) -> Tensor:
         """See :meth:`Method.encode`: the bottleneck, averaged over space."""
         return network.encode(voxels).mean(dim=(2, 3, 4))
 
-    def reconstruct(self, network: nn.Module, voxels: Tensor, keys: Keys | None) -> Reconstruction:
+    def reconstruct(self, network: Any, voxels: Tensor, keys: Keys | None) -> Reconstruction:
         """See :meth:`Method.reconstruct`; there is no mask, whatever the keys."""
         import torch
 

@@ -7,10 +7,11 @@ A verb that computes takes its specification as JSON, or as the path of a JSON f
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -25,12 +26,15 @@ app.add_typer(report_app, name="report")
 
 Spec = Annotated[str, typer.Argument(help="JSON text, or a JSON file", show_default=False)]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
-ConfigFiles = Annotated[Optional[list[Path]], typer.Option("--configfile", help="Configuration; default config/config.yaml")]
-Overrides = Annotated[Optional[list[str]], typer.Option("--config", help="A key to override, as key=value")]
+ConfigFiles = Annotated[list[Path] | None, typer.Option("--configfile", help="Configuration; default config/config.yaml")]
+Overrides = Annotated[list[str] | None, typer.Option("--config", help="A key to override, as key=value")]
 
 
 def main() -> None:
     """Entry point: faults are printed as sentences, everything else keeps its traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("nemesis").setLevel(logging.INFO)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # says the precision, which timing.json holds
     try:
         app()
     except NemesisError as error:
@@ -44,9 +48,7 @@ def read_spec(text: str) -> dict[str, Any]:
     try:
         return dict(json.loads(Path(text).read_text(encoding="utf-8") if is_file else text))
     except (OSError, ValueError) as error:
-        raise NemesisError(
-            Fault(text[:200], f"is neither JSON nor a readable JSON file ({error})", "Pass a run.json")
-        ) from None
+        raise NemesisError(Fault(text[:200], f"is neither JSON nor a readable JSON file ({error})", "Pass a run.json")) from None
 
 
 @app.command()

@@ -58,8 +58,11 @@ class Preparation(Section):
         None, "Voxel size to resample to, in (D, H, W) order; null keeps the native grid", "mm"
     )
     foreground_floor: float = key(
-        0.05, "A superpatch whose mean (after windowing) is below this is empty: redrawn in training, an easy negative in "
-        "evaluation", "[0, 1]", ge=0, lt=1
+        0.05,
+        "A superpatch whose mean (after windowing) is below this is empty: redrawn in training, an easy negative in evaluation",
+        "[0, 1]",
+        ge=0,
+        lt=1,
     )
     max_draws: int = key(32, "Tries to find a crop above the foreground floor; a scan that never yields one is refused",
                          "tries", ge=1)  # fmt: skip
@@ -89,8 +92,10 @@ class NiftiFolder(Section):
     root: str | None = key(None, "Folder of the scans, relative to the working folder; null takes data_root", "path")
     image: str = key("{case}/image.nii.gz", "Where a case's scan lies under the root; {case} stands for its name", "path")
     labels: dict[Literal["exhaustive", "partial", "pseudo"], str] = key(
-        {}, "Where label maps lie, by kind: exhaustive (every organ drawn), partial (only the organs that occur in the map "
-        "were drawn, the rest is unknown), pseudo (made by a network: never scored as truth)", "path"
+        {},
+        "Where label maps lie, by kind: exhaustive (every organ drawn), partial (only the organs that occur in the map "
+        "were drawn, the rest is unknown), pseudo (made by a network: never scored as truth)",
+        "path",
     )
     label_numbers: dict[str, int] = key(BTCV_LABELS, "Number of each organ in the label maps", "label number")
 
@@ -118,8 +123,9 @@ class Pools(Section):
 
     seed: int = key(0, "Seed of the split", ge=0)
     evaluation: int | list[str] = key(
-        ..., "Evaluation patients: how many (drawn by seed among patients with exhaustive or partial labels) or a list of names",
-        "patients"
+        ...,
+        "Evaluation patients: how many (drawn by seed among patients with exhaustive or partial labels) or a list of names",
+        "patients",
     )
     pretraining: int | list[str] | None = key(
         None, "Pretraining patients among the rest: how many, a list of names, or null for all", "patients"
@@ -160,19 +166,27 @@ class Probe(Section):
     folds: int = key(5, "Folds by patient inside the evaluation pool", "folds", ge=2)
     split_seed: int = key(0, "Seed of folds and label-fraction draws", ge=0)
     label_fractions: list[float] = key(
-        [0.1, 0.25, 0.5, 1.0], "Shares of the training patients whose labels are used; nested, at least 2 patients", "(0, 1]",
-        min_length=1
+        [0.1, 0.25, 0.5, 1.0],
+        "Shares of the training patients whose labels are used; nested, at least 2 patients",
+        "(0, 1]",
+        min_length=1,
     )
     draws: int = key(5, "Repetitions of each label fraction below 1", "draws", ge=1)
     protocols: list[Literal["linear", "knn"]] = key(["linear", "knn"], "Frozen protocols", min_length=1)
     positive_voxels: int = key(100, "A superpatch is positive for an organ with more voxels of it than this", "voxels", ge=0)
     regularisation: list[float] = key(
-        [0.001, 0.01, 0.1, 1.0], "Inverse L2 strengths C tried by inner cross-validation over training patients", "1/L2", min_length=1
+        [0.001, 0.01, 0.1, 1.0],
+        "Inverse L2 strengths C tried by inner cross-validation over training patients",
+        "1/L2",
+        min_length=1,
     )
     fixed_regularisation: float = key(
         0.01, "C where there are fewer than 5 training patients; such cells are marked", "1/L2", gt=0
     )
     neighbours: int = key(15, "Neighbours of the k-NN protocol (cosine similarity)", "superpatches", ge=1)
+    precision: Literal["auto", "32-true", "bf16-mixed"] = key(
+        "auto", "Arithmetic of the frozen networks; auto is bf16-mixed where the device computes it, else 32-true"
+    )
     threads: int = key(1, "CPU threads of an evaluation process (the count changes last bits)", "threads", ge=1)
     bootstrap: int = key(2000, "Bootstrap resamples of patients behind each interval", "resamples", ge=100)
 
@@ -188,8 +202,10 @@ class Reconstruction(Section):
 
     mask_seed: int = key(0, "Seed of the fixed evaluation masks", ge=0)
     stitched: list[str] = key(
-        [], "Evaluation cases (dataset/case) to reconstruct as whole stitched volumes; the first also gives the figure. "
-        "An empty list takes the first evaluation case", "cases"
+        [],
+        "Evaluation cases (dataset/case) to reconstruct as whole stitched volumes; the first also gives the figure. "
+        "An empty list takes the first evaluation case",
+        "cases",
     )
 
 

@@ -194,8 +194,8 @@ def plan(paths: list[Path], overrides: Mapping[str, Any] | None = None, results:
         config, results, datasets, pretraining, evaluation,
         pools / f"{pool_digest}.json", pools / f"{evaluation_digest}.json", runs,
     )  # fmt: skip
-    for dataset in datasets:
-        write_manifest(dataset.manifest, dataset.config, dataset.cases, dataset.label_numbers)
+    for planned in datasets:
+        write_manifest(planned.manifest, planned.config, planned.cases, planned.label_numbers)
     write_pool(experiment.pretraining_pool, pretraining, labels=False)
     write_pool(experiment.evaluation_pool, evaluation, labels=True)
     write_text_if_changed(experiment.report_file, json.dumps(experiment.report_spec(), indent=1, ensure_ascii=False) + "\n")

@@ -87,7 +87,9 @@ S = TypeVar("S", bound=Settings)
 
 
 class Method(ABC, Generic[S]):
-    """One way of learning an encoder from scans. Stateless: networks are built, passed in, and never kept."""
+    """One way of learning an encoder from scans. Stateless: networks are built, passed in, and never kept.
+
+    ``network`` is what :meth:`build` returned (in training inside Fabric's wrapper, which hands attributes through)."""
 
     card: ClassVar[MethodCard]
     settings_type: ClassVar[type[Settings]]
@@ -96,7 +98,7 @@ class Method(ABC, Generic[S]):
         self.settings = settings
         self.superpatch = superpatch
 
-    def check(self) -> None:  # noqa: B027 - nothing to check is a legitimate answer
+    def check(self) -> None:
         """Raise ValueError with a sentence if the settings do not fit the superpatch."""
 
     def draw(self) -> Draw:
@@ -107,15 +109,15 @@ class Method(ABC, Generic[S]):
     def build(self) -> nn.Module:
         """The network with random weights, from torch's global generator."""
 
-    def pretext_loss(self, network: nn.Module, batch: Batch) -> PretextLoss:
+    def pretext_loss(self, network: Any, batch: Batch) -> PretextLoss:
         """The pretext's loss; calls ``network(...)`` itself once, so that data-parallel wrappers see it."""
         raise TypeError(f"{self.card.name} has no pretext")
 
     @abstractmethod
-    def encode(self, network: nn.Module, voxels: Tensor) -> Tensor:
+    def encode(self, network: Any, voxels: Tensor) -> Tensor:
         """Superpatches (B, 1, D, H, W) in [0, 1] → vectors (B, F); nothing is masked."""
 
-    def reconstruct(self, network: nn.Module, voxels: Tensor, keys: Keys | None) -> Reconstruction:
+    def reconstruct(self, network: Any, voxels: Tensor, keys: Keys | None) -> Reconstruction:
         """Reconstruct superpatches; with ``keys`` under the pretext's mask where it has one, with None from the whole input."""
         raise TypeError(f"{self.card.name} does not reconstruct")
 

@@ -183,7 +183,14 @@ def _pretrain_key(identity: Mapping[str, Any]) -> str:
 
 
 def _evaluate_key(experiment: Experiment, identity: Mapping[str, Any]) -> str:
-    return digest([identity["method"], identity["settings"], identity["superpatch"], experiment.config.probe.model_dump(mode="json")])
+    return digest(
+        [
+            identity["method"],
+            identity["settings"],
+            identity["superpatch"],
+            experiment.config.probe.model_dump(mode="json"),
+        ]
+    )
 
 
 def _pending(paths: list[Path], overrides: Mapping[str, Any], cores: int) -> list[tuple[str, str]]:

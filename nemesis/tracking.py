@@ -30,9 +30,7 @@ LONGEST_PARAMETER = 6000  # characters, MLflow's limit
 BATCH = {"metrics": 1000, "params": 100}  # entries per request, MLflow's limits
 
 
-def log_tracking(
-    spec: Mapping[str, Any], collected: Path, artifacts: Mapping[str, Path], results: Path, out: Path
-) -> None:
+def log_tracking(spec: Mapping[str, Any], collected: Path, artifacts: Mapping[str, Path], results: Path, out: Path) -> None:
     """Job: one MLflow experiment per configuration, in it one run per training and one run for the report.
 
     A training's run holds its identity as parameters, its curve, its timings and mean AUROCs as metrics and the
@@ -56,8 +54,7 @@ def log_tracking(
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         experiment = _experiment(client, name, artifact_root)
         logged = {
-            entry["run"]: _log_training(client, experiment, entry, content)
-            for entry, content in _trainings(spec, collected)
+            entry["run"]: _log_training(client, experiment, entry, content) for entry, content in _trainings(spec, collected)
         }
         logged[REPORT] = _log_report(client, experiment, spec, artifacts)
     record = {"tracking_uri": without_password(uri), "experiment": name, "experiment_id": experiment, "runs": logged}
@@ -77,9 +74,7 @@ def _destination(results: Path) -> tuple[str, str | None]:
         return f"sqlite:///{results.resolve() / 'mlflow.db'}", (results.resolve() / "mlartifacts").as_uri()
     if urlsplit(uri).scheme in ("", "file"):
         what = "is a folder of files, which MLflow no longer keeps up"
-        raise NemesisError(
-            Fault(f"MLFLOW_TRACKING_URI={uri}", what, "Use sqlite:///<file>.db or a server, or unset it.")
-        )
+        raise NemesisError(Fault(f"MLFLOW_TRACKING_URI={uri}", what, "Use sqlite:///<file>.db or a server, or unset it."))
     return uri, None
 
 
@@ -133,9 +128,7 @@ def _trainings(spec: Mapping[str, Any], collected: Path) -> Iterator[tuple[Mappi
     """Each run once, with what is logged of it."""
     import pandas as pd
 
-    runs, rows, curves, timings = (
-        pd.read_parquet(collected / f"{n}.parquet") for n in ("runs", "rows", "curves", "timings")
-    )
+    runs, rows, curves, timings = (pd.read_parquet(collected / f"{n}.parquet") for n in ("runs", "rows", "curves", "timings"))
     for entry in {e["run"]: e for e in spec["runs"]}.values():
         run, prefix = entry["run"], "identity."
         line = runs[runs["run"] == run].iloc[0]
@@ -144,17 +137,12 @@ def _trainings(spec: Mapping[str, Any], collected: Path) -> Iterator[tuple[Mappi
         points = curves[curves["run"] == run].sort_values(["step", "monitor"], kind="stable")
         clock = timings[(timings["run"] == run) & timings["value"].notna()]
         auroc = rows[(rows["run"] == run) & (rows["metric"] == "auroc") & (rows["easy_negatives"] == "out")]
-        metrics = [
-            (str(m), float(v), int(s)) for s, m, v in points[["step", "monitor", "value"]].itertuples(index=False)
-        ]
+        metrics = [(str(m), float(v), int(s)) for s, m, v in points[["step", "monitor", "value"]].itertuples(index=False)]
         metrics += [
-            (f"timing/{r.stage}/{r.name_}", float(r.value), 0)
-            for r in clock.rename(columns={"name": "name_"}).itertuples()
+            (f"timing/{r.stage}/{r.name_}", float(r.value), 0) for r in clock.rename(columns={"name": "name_"}).itertuples()
         ]
         means = auroc.groupby(["protocol", "label_fraction"], sort=True)["value"].mean()
-        metrics += [
-            (f"auroc/{protocol}/{fraction:g}", float(value), 0) for (protocol, fraction), value in means.items()
-        ]
+        metrics += [(f"auroc/{protocol}/{fraction:g}", float(value), 0) for (protocol, fraction), value in means.items()]
         checkpoint = Path(entry["folder"]) / "checkpoint.safetensors"
         tags = {"nemesis.method": entry["method"], "nemesis.label": entry["label"], "nemesis.seed": str(entry["seed"])}
         if checkpoint.is_file():

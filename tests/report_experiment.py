@@ -92,8 +92,7 @@ def _run_folder(folder: Path, method: str, seed: int) -> None:
     (folder / "checkpoint.safetensors").write_bytes(f"weights of {method} {seed}".encode())
     (folder / "timing.json").write_text(json.dumps({"seconds": 12.5, "peak_memory_mib": 700.0, "device": "cpu"}))
     points = [
-        {"step": s, "learning_rate": 1e-4, "loss": 0.2 / s**0.5 + 0.01 * seed, "psnr": 12 + s / 10}
-        for s in (10, 20, 30, 40)
+        {"step": s, "learning_rate": 1e-4, "loss": 0.2 / s**0.5 + 0.01 * seed, "psnr": 12 + s / 10} for s in (10, 20, 30, 40)
     ]
     (folder / "curve.jsonl").write_text("".join(json.dumps(p) + "\n" for p in points) if trains else "")
 
@@ -114,9 +113,7 @@ def _evaluation_folder(folder: Path, run: str, method: str, seed: int, skill: fl
             draws = (0, 1) if fraction < 1 else (0,)
             for draw in draws:
                 for o, organ in enumerate(ORGANS):
-                    logit = (
-                        skill * (0.6 + 0.4 * fraction) * (truth[:, o] * 2 - 1) - 0.5 + noise[p, f, :, o] + 0.3 * draw
-                    )
+                    logit = skill * (0.6 + 0.4 * fraction) * (truth[:, o] * 2 - 1) - 0.5 + noise[p, f, :, o] + 0.3 * draw
                     score = np.round(1 / (1 + np.exp(-logit - 2 * (easy * -1.0))), 4)
                     part = {"superpatch": range(total), "truth": truth[:, o], "score": score, "easy": easy}
                     part |= {
@@ -147,9 +144,7 @@ def _evaluation_folder(folder: Path, run: str, method: str, seed: int, skill: fl
             rows.append(place | {"metric": "training_patients", "value": patients, "unit": "patients"})
             rows.append(place | {"metric": "training_superpatches", "value": 9 * patients, "unit": "superpatches"})
     for o, organ in enumerate(ORGANS):
-        rows.append(
-            {"organ": organ, "metric": "prevalence", "easy_negatives": "out", "value": float(truth[~easy, o].mean())}
-        )
+        rows.append({"organ": organ, "metric": "prevalence", "easy_negatives": "out", "value": float(truth[~easy, o].mean())})
     if method != "random_vit":
         rows += [row for dataset in datasets for row in _reconstruction_rows(dataset, method == "nemesis", seed)]
         np.savez(folder / "reconstruction.npz", **material())

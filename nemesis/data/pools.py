@@ -132,9 +132,7 @@ def folds(patients: Iterable[str], k: int, seed: int) -> list[list[str]]:
     return [sorted(ranked[i::k]) for i in range(k)]
 
 
-def label_subsets(
-    train_patients: Iterable[str], fractions: Sequence[float], draw: int, seed: int
-) -> dict[float, list[str]]:
+def label_subsets(train_patients: Iterable[str], fractions: Sequence[float], draw: int, seed: int) -> dict[float, list[str]]:
     """Patients (sorted) whose labels a draw uses, per fraction f: max(2, round(f·n)) of n, never more than there are.
 
     Within a draw a smaller fraction's patients are among a larger one's.

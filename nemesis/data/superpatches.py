@@ -128,8 +128,7 @@ class Scans:
         self._rows: list[dict[str, Any]] = [rows[case.dataset, case.case] for case in self.cases]
         self._hu = [StoredVolume(index.parent / f"{row['store']}.hu.b2nd") for row in self._rows]
         self._labels = [
-            None if row["kind"] == "none" else StoredVolume(index.parent / f"{row['store']}.labels.b2nd")
-            for row in self._rows
+            None if row["kind"] == "none" else StoredVolume(index.parent / f"{row['store']}.labels.b2nd") for row in self._rows
         ]
         self._brightest: dict[tuple[int, int], Position] = {}
 

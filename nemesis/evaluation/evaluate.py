@@ -24,7 +24,7 @@ from nemesis.evaluation.rows import write_rows, write_table
 from nemesis.files import digest, file_sha256, write_bytes, write_text
 from nemesis.method import Method, create
 from nemesis.models.checkpoint import load_weights
-from nemesis.training.device import device_for, set_threads
+from nemesis.training.device import Precision, device_for, resolve_precision, set_threads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,20 +60,19 @@ def evaluate(spec: Mapping[str, Any], device: str = "auto") -> None:
     settings = Reconstruction.model_validate(spec["reconstruction"])
     if method.card.reconstructs:  # a wrong name is told now, not after the probe
         stitched_cases([f"{case.dataset}/{case.case}" for case in scans.cases], settings)
-    table = evaluation_superpatches(
-        scans, identity["superpatch"], spec["organs"], spec["label_numbers"], probing.positive_voxels
-    )
+    table = evaluation_superpatches(scans, identity["superpatch"], spec["organs"], spec["label_numbers"], probing.positive_voxels)
     print(f"{len(table)} superpatches of {len(scans)} scans, {int(table['easy'].sum())} of them empty", flush=True)
     material = None
     with device_for(device) as place:
         network = network.to(place).eval()
-        encoded = _cached_features(spec, method, network, scans, table, place, timing)
+        precision = resolve_precision(probing.precision, place)
+        encoded = _cached_features(spec, method, network, scans, table, place, precision, timing)
         start = time.perf_counter()
         predictions, rows = probe(encoded, table, spec["organs"], probing)
         timing["probe_seconds"] = time.perf_counter() - start
         if method.card.reconstructs:
             start = time.perf_counter()
-            found, material = reconstruct(method, network, scans, table, identity["superpatch"], settings, place)
+            found, material = reconstruct(method, network, scans, table, identity["superpatch"], settings, place, precision)
             rows += found
             timing["reconstruction_seconds"] = time.perf_counter() - start
         timing["device"] = torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu"
@@ -94,6 +93,7 @@ def _cached_features(
     scans: Scans,
     table: pd.DataFrame,
     device: torch.device,
+    precision: Precision,
     timing: dict[str, float | str],
 ) -> NDArray[np.float32]:
     """The features (N, F), computed once for a checkpoint, a pool and whatever else decides their bits."""
@@ -107,13 +107,14 @@ def _cached_features(
         "superpatch": edge,
         "threads": spec["probe"]["threads"],
         "device": device.type,
+        "precision": precision,
     }
     path = Path(spec["features"]) / f"{digest(key)}.npy"
     if path.exists():
         print(f"features from {path}", flush=True)
         return np.asarray(np.load(path, allow_pickle=False))
     start = time.perf_counter()
-    encoded = features(method, network, scans, table, edge, device)
+    encoded = features(method, network, scans, table, edge, device, precision)
     seconds = time.perf_counter() - start
     timing |= {"feature_seconds": seconds, "encoded_superpatches_per_second": len(encoded) / seconds}
     buffer = io.BytesIO()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from nemesis.data.store import AIR, normalise
 from nemesis.evaluation.progress import progress
 from nemesis.method import Method
+from nemesis.training.device import Precision, arithmetic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,12 +41,20 @@ def batches(scans: Scans, table: pd.DataFrame, edge: int) -> Iterator[tuple[NDAr
 
 @torch.no_grad()
 def features(
-    method: Method[Any], network: nn.Module, scans: Scans, table: pd.DataFrame, edge: int, device: torch.device
+    method: Method[Any],
+    network: nn.Module,
+    scans: Scans,
+    table: pd.DataFrame,
+    edge: int,
+    device: torch.device,
+    precision: Precision = "32-true",
 ) -> NDArray[np.float32]:
     """Features (N, F) of the N superpatches of ``table``; the network is on ``device``, in evaluation mode."""
     found = []
     for places, voxels in batches(scans, table, edge):
-        found.append(method.encode(network, voxels.to(device)).float().cpu().numpy())
+        with arithmetic(device, precision):
+            vectors = method.encode(network, voxels.to(device))
+        found.append(vectors.float().cpu().numpy())
         for place in places:
             progress("features", int(place) + 1, len(table))
     return np.concatenate(found)

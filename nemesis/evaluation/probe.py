@@ -198,9 +198,7 @@ def _inner_folds(patient: NDArray[np.object_], train: frozenset[str], seed: int)
     return fold
 
 
-def _linear(
-    x: Floats, truth: Bools, known: Bools, inner: NDArray[np.intp] | None, x_test: Floats, settings: Probe
-) -> Answer:
+def _linear(x: Floats, truth: Bools, known: Bools, inner: NDArray[np.intp] | None, x_test: Floats, settings: Probe) -> Answer:
     n, organs = truth.shape
     learnable = _both_classes(truth, known)
     basis, z = _principal(x)
@@ -222,7 +220,8 @@ def _linear(
         validated = known & usable[inner]
         loss = np.logaddexp(0, np.where(truth[:, None, :], -logit, logit)) * validated[:, None, :]
         best = loss.sum(0).argmin(0)  # the strongest regularisation among equals
-        selected = usable.any(0) & learnable
+        # an organ drawn only in patients whose fold's fit lacks a class has nothing to be validated on
+        selected = validated.any(0) & learnable
         chosen = np.where(selected, values[best], fixed)
         for organ in np.flatnonzero(selected):
             rows = validated[:, organ]
@@ -247,9 +246,7 @@ def _principal(x: Floats) -> tuple[Floats, Floats]:
     return vectors[:, kept], x @ vectors[:, kept]
 
 
-def fit_logistic(
-    z: Floats, truth: Bools, weight: Bools, c: Floats, tolerance: float, start: Floats | None = None
-) -> Floats:
+def fit_logistic(z: Floats, truth: Bools, weight: Bools, c: Floats, tolerance: float, start: Floats | None = None) -> Floats:
     """Many logistic regressions on the same rows at once: column k minimises c_k Σ_i weight_ik loss_ik + ½|w_k|².
 
     The columns of ``z`` are orthogonal (principal coordinates), so a diagonal scaling makes every Hessian nearly the
@@ -299,9 +296,7 @@ def fit_logistic(
     return solution
 
 
-def _neighbours(
-    x: Floats, truth: Bools, known: Bools, inner: NDArray[np.intp] | None, x_test: Floats, settings: Probe
-) -> Answer:
+def _neighbours(x: Floats, truth: Bools, known: Bools, inner: NDArray[np.intp] | None, x_test: Floats, settings: Probe) -> Answer:
     organs = truth.shape[1]
     learnable = _both_classes(truth, known)
     x, x_test = _unit(x), _unit(x_test)

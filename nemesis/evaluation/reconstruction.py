@@ -19,6 +19,7 @@ from nemesis.evaluation.features import batches
 from nemesis.evaluation.progress import progress
 from nemesis.method import Method
 from nemesis.models.keyed import Keys
+from nemesis.training.device import Precision, arithmetic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,6 +145,7 @@ def reconstruct(
     edge: int,
     settings: Reconstruction,
     device: torch.device,
+    precision: Precision = "32-true",
 ) -> tuple[list[dict[str, Any]], dict[str, NDArray[Any]]]:
     """Reconstruct every superpatch of ``table``, once under its fixed mask and once from the whole input.
 
@@ -165,15 +167,15 @@ def reconstruct(
     volumes = {name: Stitched(scans.hu(names.index(name)).shape) for name in stitched_cases(names, settings)}
     values: dict[Measure, NDArray[np.float64]] = {}
     scan, starts, extents = (
-        table[columns].to_numpy()
-        for columns in ("scan", ["start_d", "start_h", "start_w"], ["valid_d", "valid_h", "valid_w"])
+        table[columns].to_numpy() for columns in ("scan", ["start_d", "start_h", "start_w"], ["valid_d", "valid_h", "valid_w"])
     )
     hides = False
     for places, batch in batches(scans, table, edge):
         voxels = batch.to(device)
-        masked = method.reconstruct(network, voxels, Keys.at(settings.mask_seed, 0, places.tolist(), device))
-        hides |= bool(masked.hidden.any())
-        unmasked = method.reconstruct(network, voxels, None) if hides else masked
+        with arithmetic(device, precision):
+            masked = method.reconstruct(network, voxels, Keys.at(settings.mask_seed, 0, places.tolist(), device))
+            hides |= bool(masked.hidden.any())
+            unmasked = method.reconstruct(network, voxels, None) if hides else masked
         for number, place in enumerate(places):
             d, h, w = extents[place].tolist()
             inside = np.s_[number, 0, :d, :h, :w]

@@ -72,9 +72,7 @@ class Cells:
     cells: tuple[Cell, ...]
 
 
-def cells(
-    predictions: pd.DataFrame, protocol: str, label_fraction: float, easy_negatives: EasyNegatives = "out"
-) -> Cells:
+def cells(predictions: pd.DataFrame, protocol: str, label_fraction: float, easy_negatives: EasyNegatives = "out") -> Cells:
     """The cells of one run's predictions (:mod:`nemesis.evaluation.probe`) that count.
 
     Args:

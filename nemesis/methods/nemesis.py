@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from nemesis.config import key
 from nemesis.method import Batch, Method, MethodCard, PretextLoss, Reconstruction, Settings, register
@@ -42,7 +42,10 @@ class NemesisSettings(EncoderSettings):
     axis_mask_ratio: float = key(0.5, "Share of the slices that is hidden", "[0, 1)", ge=0, lt=1)
     axis_masking: Literal["contiguous", "random"] = key("random", "Hidden slices: one block, or any")
     noise: tuple[float, ...] = key(
-        (0.0, 0.01, 0.03, 0.05), "Standard deviations ([0, 1] units) of the input noise; one is drawn per batch", "[0, 1] units", min_length=1
+        (0.0, 0.01, 0.03, 0.05),
+        "Standard deviations ([0, 1] units) of the input noise; one is drawn per batch",
+        "[0, 1] units",
+        min_length=1,
     )
 
 
@@ -103,9 +106,7 @@ class Nemesis(NemesisEncoderMethod[NemesisSettings]):
 
         s = self.settings
         encoder = self.build_encoder()
-        decoder = Decoder(
-            encoder.grid, encoder.patch, s.embed_dim, s.decoder_dim, s.decoder_depth, s.decoder_heads, s.dropout
-        )
+        decoder = Decoder(encoder.grid, encoder.patch, s.embed_dim, s.decoder_dim, s.decoder_depth, s.decoder_heads, s.dropout)
         return MaskedAutoencoder(encoder, decoder)
 
     def mask(self, keys: Keys) -> Mask:
@@ -116,7 +117,7 @@ class Nemesis(NemesisEncoderMethod[NemesisSettings]):
         scores = keys.uniform("mask", edge**3)
         return plane_axis_mask((edge,) * 3, s.plane_mask_ratio, s.axis_mask_ratio, scores, s.axis_masking)
 
-    def pretext_loss(self, network: nn.Module, batch: Batch) -> PretextLoss:
+    def pretext_loss(self, network: Any, batch: Batch) -> PretextLoss:
         """See :meth:`Method.pretext_loss`; ``psnr`` is over the whole superpatch, as released."""
         mask = self.mask(batch.keys)
         std = self.settings.noise[batch.keys.batch_choice("noise level", len(self.settings.noise))]
@@ -127,11 +128,11 @@ class Nemesis(NemesisEncoderMethod[NemesisSettings]):
         out = network(batch.voxels, mask, noise)
         return PretextLoss(out.loss, {"psnr": -10.0 * (out.full_mse.detach() + 1e-8).log10()})
 
-    def encode(self, network: nn.Module, voxels: Tensor) -> Tensor:
+    def encode(self, network: Any, voxels: Tensor) -> Tensor:
         """See :meth:`Method.encode`: the mean over the final tokens."""
         return network.encoder.embed(voxels)
 
-    def reconstruct(self, network: nn.Module, voxels: Tensor, keys: Keys | None) -> Reconstruction:
+    def reconstruct(self, network: Any, voxels: Tensor, keys: Keys | None) -> Reconstruction:
         """See :meth:`Method.reconstruct`."""
         from nemesis.models.masking import nothing_masked
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nemesis.method import MethodCard, register
 from nemesis.methods.nemesis import EncoderSettings, NemesisEncoderMethod
@@ -32,6 +32,6 @@ class RandomViT(NemesisEncoderMethod[EncoderSettings]):
         """See :meth:`Method.build`."""
         return self.build_encoder()
 
-    def encode(self, network: nn.Module, voxels: Tensor) -> Tensor:
+    def encode(self, network: Any, voxels: Tensor) -> Tensor:
         """See :meth:`Method.encode`."""
         return network.embed(voxels)

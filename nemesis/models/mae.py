@@ -52,7 +52,15 @@ class Decoder(nn.Module):
     positions: Tensor
 
     def __init__(
-        self, grid: Size, patch: Size, embed_dim: int, width: int, depth: int, heads: int, dropout: float, channels: int = 1
+        self,
+        grid: Size,
+        patch: Size,
+        embed_dim: int,
+        width: int,
+        depth: int,
+        heads: int,
+        dropout: float,
+        channels: int = 1,
     ) -> None:
         super().__init__()
         self.grid = grid

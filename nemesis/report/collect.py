@@ -84,9 +84,7 @@ def first_seed(spec: Mapping[str, Any], label: str) -> Mapping[str, Any]:
 
 def _require(spec: Mapping[str, Any]) -> None:
     wanted = [
-        Path(e["evaluation"]) / name
-        for e in spec["runs"]
-        for name in ("rows.parquet", "predictions.parquet", "timing.json")
+        Path(e["evaluation"]) / name for e in spec["runs"] for name in ("rows.parquet", "predictions.parquet", "timing.json")
     ]
     wanted += [Path(e["folder"]) / "run.json" for e in spec["runs"]]
     faults = [
@@ -158,9 +156,7 @@ def _curves(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         for line in path.read_text(encoding="utf-8").splitlines():
             point = json.loads(line)
             step = point.pop("step")
-            yield from (
-                {"run": run, "step": step, "monitor": name, "value": float(value)} for name, value in point.items()
-            )
+            yield from ({"run": run, "step": step, "monitor": name, "value": float(value)} for name, value in point.items())
 
 
 def _timings(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -97,9 +97,7 @@ def reconstructions(material: Mapping[str, NDArray[Any]], title: str) -> Figure:
             volume = {"reconstruction": predicted, "absolute error": error}.get(name, original)
             picture = view(volume, plane, where)
             if name == "absolute error":
-                coloured = axes.imshow(
-                    picture, cmap="inferno", vmin=0, vmax=top, aspect="auto", interpolation="nearest"
-                )
+                coloured = axes.imshow(picture, cmap="inferno", vmin=0, vmax=top, aspect="auto", interpolation="nearest")
             else:
                 axes.imshow(picture, cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
             if name == "masked input":
@@ -118,9 +116,7 @@ def reconstructions(material: Mapping[str, NDArray[Any]], title: str) -> Figure:
                     place: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "center"}
                     axes.text(u, v, letter, fontsize=7, color="white", path_effects=edge, **place)
         bottom -= gap
-    bar = figure.add_axes(
-        ((size[0] - right + 0.12) / size[0], 0.3 / size[1], 0.1 / size[0], 1 - (above + 0.3) / size[1])
-    )
+    bar = figure.add_axes(((size[0] - right + 0.12) / size[0], 0.3 / size[1], 0.1 / size[0], 1 - (above + 0.3) / size[1]))
     figure.colorbar(coloured, cax=bar)
     bar.tick_params(labelsize=6)
     bar.set_ylabel("absolute error (HU window = 1)", fontsize=7)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nemesis.files import write_text
-from nemesis.report.collect import labels_in_order, reference_label
 from nemesis.report import FIGURES, TABLES
+from nemesis.report.collect import labels_in_order, reference_label
 from nemesis.report.render import number
 from nemesis.report.tables import PROTOCOLS
 
@@ -99,7 +99,5 @@ def _findings(spec: Mapping[str, Any], tables: Path) -> list[str]:
             better = "better than" if float(row["difference"]) < 0 else "worse than"
             verdict = better if p < SIGNIFICANT else "not told apart from"
             chance = "p < 0.001" if p < 0.0005 else f"p {p:.3f}"
-            sentences.append(
-                f"{start[0]} is {verdict} {start[1]} (95 % interval {low} to {high}, {chance} after Holm)."
-            )
+            sentences.append(f"{start[0]} is {verdict} {start[1]} (95 % interval {low} to {high}, {chance} after Holm).")
     return sentences

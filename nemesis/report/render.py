@@ -58,9 +58,7 @@ class Table:
             sides = [str.ljust] * self.text_columns + [str.rjust] * (len(row) - self.text_columns)
             padded = [pad(cell, width) for pad, cell, width in zip(sides, row, widths, strict=True)]
             lines.append(f"| {' | '.join(padded)} |")
-        return (
-            "\n".join([f"### {self.title}", "", self.caption, "", *lines, "", *(f"- {n}" for n in self.notes)]) + "\n"
-        )
+        return "\n".join([f"### {self.title}", "", self.caption, "", *lines, "", *(f"- {n}" for n in self.notes)]) + "\n"
 
     def latex(self) -> str:
         """A float that needs booktabs and graphicx."""
@@ -81,11 +79,7 @@ class Table:
 
         def cells(row: Sequence[str], tag: str) -> str:
             kinds = ["" if i < self.text_columns else ' class="n"' for i in range(len(row))]
-            return (
-                "<tr>"
-                + "".join(f"<{tag}{k}>{html.escape(c)}</{tag}>" for c, k in zip(row, kinds, strict=True))
-                + "</tr>"
-            )
+            return "<tr>" + "".join(f"<{tag}{k}>{html.escape(c)}</{tag}>" for c, k in zip(row, kinds, strict=True)) + "</tr>"
 
         lines = [
             f'<figure class="table" id="{self.name}">',

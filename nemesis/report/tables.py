@@ -63,9 +63,7 @@ def tables(
 ) -> tuple[Table, Table, Table]:
     """The tables, in the order of ``TABLES``."""
     published = load_published()
-    fractions = sorted(
-        {float(f) for runs in predictions.values() for frame in runs for f in frame["label_fraction"].unique()}
-    )
+    fractions = sorted({float(f) for runs in predictions.values() for frame in runs for f in frame["label_fraction"].unique()})
     probed = [p for p in PROTOCOLS if any((f["protocol"] == p).any() for runs in predictions.values() for f in runs)]
     return (
         main_table(spec, rows, predictions, published, probed, fractions[-1]),
@@ -78,9 +76,7 @@ def load_published() -> Published:
     """The figures that the NEMESIS paper prints, by table."""
     import yaml
 
-    content: dict[str, Published] = yaml.safe_load(
-        files("nemesis.report").joinpath("published.yaml").read_text(encoding="utf-8")
-    )
+    content: dict[str, Published] = yaml.safe_load(files("nemesis.report").joinpath("published.yaml").read_text(encoding="utf-8"))
     return content["nemesis"]
 
 
@@ -184,9 +180,7 @@ def fractions_table(
             paper = _published_row(spec, papers, label, protocol)
             line: list[Record] = []
             for fraction in fractions:
-                auroc = summarise(
-                    runs, protocol, fraction, metric="auroc", resamples=spec["bootstrap"], seed=spec["seed"]
-                )
+                auroc = summarise(runs, protocol, fraction, metric="auroc", resamples=spec["bootstrap"], seed=spec["seed"])
                 seen.append(auroc)
                 record = _record(label, protocol, "measured", fraction) | _figures("auroc", auroc)
                 record |= {"auroc_seed_sd": _spread(auroc), "published_auroc": paper.get(fraction)}
@@ -302,9 +296,7 @@ def reconstruction_table(spec: Mapping[str, Any], rows: pd.DataFrame, published:
         notes = notes[-1:]
     title = "Reconstruction of hidden voxels"
     empty = pd.DataFrame(columns=["method", "dataset", *wanted])
-    return Table(
-        "reconstruction", title, caption, columns, printed, notes, pd.DataFrame(records) if records else empty, 2
-    )
+    return Table("reconstruction", title, caption, columns, printed, notes, pd.DataFrame(records) if records else empty, 2)
 
 
 # ------------------------------------------------------------------------------------------------- pieces of a row
@@ -379,9 +371,7 @@ def _printed_name(spec: Mapping[str, Any], papers: Iterable[Mapping[Any, Any]], 
     return names.get(_plain(method)) if alone else None
 
 
-def _published_row(
-    spec: Mapping[str, Any], papers: Sequence[Mapping[Any, Any]], label: str, protocol: str
-) -> Mapping[Any, Any]:
+def _published_row(spec: Mapping[str, Any], papers: Sequence[Mapping[Any, Any]], label: str, protocol: str) -> Mapping[Any, Any]:
     name = _printed_name(spec, papers, label)
     return next((row for row in papers if row["method"] == name and row["protocol"] == protocol), {})
 
@@ -469,19 +459,12 @@ def _training_notes(rows: pd.DataFrame, fractions: Sequence[float]) -> list[str]
     told = []
     for fraction in fractions:
         here = rows[rows["label_fraction"] == fraction]
-        patients, superpatches = (
-            here[here["metric"] == f"training_{n}"]["value"] for n in ("patients", "superpatches")
-        )
+        patients, superpatches = (here[here["metric"] == f"training_{n}"]["value"] for n in ("patients", "superpatches"))
         if len(patients):
-            spread = (
-                f"{patients.min():.0f}"
-                if patients.min() == patients.max()
-                else f"{patients.min():.0f}–{patients.max():.0f}"
-            )
+            spread = f"{patients.min():.0f}" if patients.min() == patients.max() else f"{patients.min():.0f}–{patients.max():.0f}"
             draws = here["draw"].dropna().nunique()
             told.append(
-                f"{_share(fraction)}: {spread} patients, {superpatches.mean():.0f} superpatches, {draws} "
-                f"draw{'s' * (draws > 1)}"
+                f"{_share(fraction)}: {spread} patients, {superpatches.mean():.0f} superpatches, {draws} draw{'s' * (draws > 1)}"
             )
     return [f"Training sets (superpatches on average): {'; '.join(told)}."] if told else []
 

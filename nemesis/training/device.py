@@ -9,11 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 from filelock import FileLock, Timeout
 
 from nemesis.errors import Fault, NemesisError
+
+Precision = Literal["32-true", "bf16-mixed"]
 
 
 @contextmanager
@@ -30,7 +33,11 @@ def device_for(wanted: str) -> Iterator[torch.device]:
     if not n_gpus:
         if wanted == "cuda":
             raise NemesisError(
-                Fault("device: cuda", "no GPU is visible to this job", "Ask for one (on a cluster: gpu=1), or set device: cpu")
+                Fault(
+                    "device: cuda",
+                    "no GPU is visible to this job",
+                    "Ask for one (on a cluster: gpu=1), or set device: cpu",
+                )
             )
         yield torch.device("cpu")
         return
@@ -53,7 +60,7 @@ def _lock_one(names: list[str], stack: ExitStack, poll_s: float = 1.0) -> int:
         time.sleep(poll_s)
 
 
-def resolve_precision(wanted: str, device: torch.device) -> str:
+def resolve_precision(wanted: Precision | Literal["auto"], device: torch.device) -> Precision:
     """``auto`` → bf16-mixed where the device computes bf16 in hardware, else 32-true."""
     if wanted != "auto":
         return wanted
@@ -66,3 +73,8 @@ def set_threads(threads: int) -> None:
     """Fix the CPU thread count of this process: it decides how sums are split, hence the last bits."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
+
+
+def arithmetic(device: torch.device, precision: Precision) -> torch.autocast:
+    """The context in which a frozen network computes."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")

@@ -53,11 +53,11 @@ def pretrain(
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         print(f"{folder.name}: another process is computing this run, waiting for it", file=sys.stderr, flush=True)
-        lock.acquire()
-    with lock:
+        held = lock.acquire()
+    with held:  # not `with lock`, which would acquire it a second time and release it once
         if _computed(folder, identity):
             print(f"{folder.name}: already computed", file=sys.stderr, flush=True)
             return
@@ -71,7 +71,13 @@ def _computed(folder: Path, identity: dict[str, Any]) -> bool:
 
 
 def _pretrain(
-    identity: dict[str, Any], folder: Path, pool: Path, index: Path, device: torch.device, workers: int, state_every: int
+    identity: dict[str, Any],
+    folder: Path,
+    pool: Path,
+    index: Path,
+    device: torch.device,
+    workers: int,
+    state_every: int,
 ) -> None:
     recipe = Pretraining.model_validate(identity["pretraining"]) if identity["pretraining"] else None
     set_threads(recipe.threads if recipe else 1)
@@ -101,23 +107,25 @@ class _Training:
     ) -> None:  # fmt: skip
         self.method, self.recipe, self.seed, self.folder = method, recipe, seed, folder
         self.state_every = state_every
-        self.precision: Any = resolve_precision(recipe.precision, device)
+        self.precision = resolve_precision(recipe.precision, device)
         self.fabric = Fabric(
             accelerator=device.type, devices=1 if device.type == "cpu" else [device.index], precision=self.precision
         )
         self.fabric.launch()
         self.network = network
         optimizer = torch.optim.AdamW(
-            network.parameters(), lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
+            network.parameters(),
+            lr=recipe.learning_rate,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+            fused=True,
         )
         self.wrapped, self.optimizer = self.fabric.setup(network, optimizer)
         window = scans.preparation.hu_window
         self.low, self.width = window[0], window[1] - window[0]
         self.curve: list[dict[str, float]] = []
         self.first = self._resume()
-        self.batches = RankBatches(
-            self.first, recipe.steps, recipe.batch_size, self.fabric.global_rank, self.fabric.world_size
-        )
+        self.batches = RankBatches(self.first, recipe.steps, recipe.batch_size, self.fabric.global_rank, self.fabric.world_size)
         crops = Crops(scans, method.draw().edge, seed)
         self.loader = crop_loader(crops, self.batches, workers, pin=device.type == "cuda")
 

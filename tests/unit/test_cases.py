@@ -36,9 +36,7 @@ def faults(dataset, root, exclude=()):
 
 
 def test_nifti_cases_with_their_kind_of_label(tmp_path):
-    put(
-        tmp_path, "b/image.nii.gz", "b/label.nii.gz", "a/image.nii.gz", "a/pseudo.nii.gz", "c/image.nii.gz", "README.md"
-    )
+    put(tmp_path, "b/image.nii.gz", "b/label.nii.gz", "a/image.nii.gz", "a/pseudo.nii.gz", "c/image.nii.gz", "README.md")
     put(tmp_path, ".hidden/image.nii.gz")
     cases = list_cases(nifti(), tmp_path)
     assert [(c.case, c.kind, c.label) for c in cases] == [
@@ -103,9 +101,7 @@ def test_missing_folder(tmp_path):
 
 def test_nnunet_without_a_list_of_drawn_structures_is_exhaustive(tmp_path):
     cases = list_cases(nnunet_folder(tmp_path, ["p2", "p1"]), tmp_path)
-    assert [(c.case, c.kind, c.annotated) for c in cases] == [
-        (p, "exhaustive", ("liver", "aorta")) for p in ("p1", "p2")
-    ]
+    assert [(c.case, c.kind, c.annotated) for c in cases] == [(p, "exhaustive", ("liver", "aorta")) for p in ("p1", "p2")]
 
 
 def test_nnunet_partial_labels(tmp_path):

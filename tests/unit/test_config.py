@@ -11,7 +11,12 @@ from nemesis.method import methods
 from nemesis.schema import key_table, schema_text
 
 CONFIGS = sorted(Path("config").glob("*.yaml"))
-MINIMAL = {"experiment": "t", "datasets": [{"reader": "phantom"}], "pools": {"evaluation": 3}, "methods": ["random_vit"]}
+MINIMAL = {
+    "experiment": "t",
+    "datasets": [{"reader": "phantom"}],
+    "pools": {"evaluation": 3},
+    "methods": ["random_vit"],
+}
 
 
 def write(folder, name, content):

@@ -162,9 +162,7 @@ def test_an_interrupted_ingestion_goes_on_where_it_was(tmp_path, monkeypatch, co
 
 def test_a_full_disk_is_a_fault_not_a_bad_scan(tmp_path, monkeypatch):
     raw_scans(tmp_path / "raw", ["a"])
-    monkeypatch.setattr(
-        module, "write_volume", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
+    monkeypatch.setattr(module, "write_volume", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(NemesisError, match="No space left"):
         run(tmp_path / "raw", tmp_path)
 
@@ -187,9 +185,7 @@ def test_killed_with_its_workers_and_run_again(tmp_path):
         f"    t = Path({str(tmp_path)!r}); ingest(t / 'manifest.json', t / 'raw', t / 'store', t / 'store/verdicts.json', Preparation(), 16, 2)\n"
     )
     (tmp_path / "go.py").write_text(code)
-    process = subprocess.Popen(
-        [sys.executable, tmp_path / "go.py"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([sys.executable, tmp_path / "go.py"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     records = tmp_path / "store"
     deadline = time.monotonic() + 60
     while len(list(records.glob("*-*.json"))) < 3 and time.monotonic() < deadline:

@@ -17,7 +17,11 @@ def test_a_sample_is_the_same_in_any_batch(seed, step, index):
 
 def test_seed_step_and_stream_each_change_every_number():
     base = Keys.at(1, 2, [3]).uniform("mask", 256)
-    for other in (Keys.at(0, 2, [3]).uniform("mask", 256), Keys.at(1, 3, [3]).uniform("mask", 256), Keys.at(1, 2, [3]).uniform("noise", 256)):
+    for other in (
+        Keys.at(0, 2, [3]).uniform("mask", 256),
+        Keys.at(1, 3, [3]).uniform("mask", 256),
+        Keys.at(1, 2, [3]).uniform("noise", 256),
+    ):
         assert (base == other).float().mean() < 0.02
 
 

@@ -12,7 +12,15 @@ from nemesis.models.embedding import patchify, sincos_positions, unpatchify
 from nemesis.models.keyed import Keys
 from nemesis.models.masking import nothing_masked, plane_axis_mask
 
-SMALL = {"embed_dim": 64, "depth": 1, "decoder_depth": 1, "decoder_dim": 32, "heads": 4, "decoder_heads": 4, "dropout": 0.0}
+SMALL = {
+    "embed_dim": 64,
+    "depth": 1,
+    "decoder_depth": 1,
+    "decoder_dim": 32,
+    "heads": 4,
+    "decoder_heads": 4,
+    "dropout": 0.0,
+}
 
 
 @pytest.fixture(scope="module")

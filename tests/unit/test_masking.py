@@ -65,4 +65,9 @@ def test_scores_of_another_grid_are_refused():
 
 
 def test_visible_count_rounds_down_but_keeps_one():
-    assert [visible_count(10, 0.1), visible_count(64, 0.5), visible_count(7, 0.5), visible_count(4, 0.99)] == [9, 32, 3, 1]
+    assert [visible_count(10, 0.1), visible_count(64, 0.5), visible_count(7, 0.5), visible_count(4, 0.99)] == [
+        9,
+        32,
+        3,
+        1,
+    ]

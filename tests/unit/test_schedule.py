@@ -1,5 +1,7 @@
 """The learning rate is a function of the step."""
 
+from itertools import pairwise
+
 import pytest
 
 from nemesis.training.schedule import learning_rate
@@ -10,7 +12,7 @@ def test_warm_up_peak_and_floor():
     assert rates[:10] == pytest.approx([1e-3 * (i + 1) / 10 for i in range(10)])
     assert max(rates) == pytest.approx(1e-3)
     assert rates[-1] == pytest.approx(1e-6)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
 
 
 def test_half_way_down_the_cosine_is_half_the_rate():

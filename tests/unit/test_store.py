@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nemesis.files import write_bytes
 from nemesis.data.store import AIR, StoredVolume, normalise, write_volume
+from nemesis.files import write_bytes
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +25,7 @@ def test_any_box_is_read_and_padded_at_the_far_ends(volume, data):
     stored, array = volume
     start = tuple(data.draw(st.integers(0, n - 1)) for n in array.shape)
     size = tuple(data.draw(st.integers(1, 80)) for _ in range(3))
-    expected = np.pad(array, [(0, 80)] * 3, constant_values=AIR)[
-        tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))
-    ]
+    expected = np.pad(array, [(0, 80)] * 3, constant_values=AIR)[tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))]
     box = stored.read(start, size, AIR)
     np.testing.assert_array_equal(box, expected)
     assert box.dtype == np.int16

@@ -12,9 +12,9 @@ from report_experiment import make_experiment
 
 from nemesis.errors import NemesisError
 from nemesis.evaluation.statistics import paired_difference, summarise
+from nemesis.report import TABLES
 from nemesis.report.collect import collect
 from nemesis.report.render import SUFFIXES, Table, interval, number
-from nemesis.report import TABLES
 from nemesis.report.tables import holm, print_tables, read_predictions, tables
 
 
@@ -26,9 +26,7 @@ def _rows(report, name="main"):
 def _tables(report, **changes):
     spec = report.spec | changes
     rows = pd.read_parquet(report.collected / "rows.parquet")
-    return dict(
-        zip(TABLES, tables(spec, rows, read_predictions(report.collected / "predictions.parquet", spec)), strict=True)
-    )
+    return dict(zip(TABLES, tables(spec, rows, read_predictions(report.collected / "predictions.parquet", spec)), strict=True))
 
 
 def test_every_table_is_printed_four_ways(report):
@@ -130,9 +128,7 @@ def test_clocks_never_reach_a_table_and_a_repeat_gives_the_same_bytes(tmp_path):
     assert printed("second") == first
     kept = ("runs", "rows", "predictions", "curves")
     for name in kept:
-        assert (tmp_path / "first" / f"{name}.parquet").read_bytes() == (
-            tmp_path / "second" / f"{name}.parquet"
-        ).read_bytes()
+        assert (tmp_path / "first" / f"{name}.parquet").read_bytes() == (tmp_path / "second" / f"{name}.parquet").read_bytes()
     timings = pd.read_parquet(tmp_path / "second" / "timings.parquet")
     assert 99.0 in set(timings["value"])
     assert "cpu" in " ".join(timings["text"].dropna())

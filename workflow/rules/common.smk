@@ -12,7 +12,8 @@ from nemesis.experiment import plan
 try:
     # the default configuration applies only when the user gave none: Snakemake's own merging cannot remove a key
     EXPERIMENT = plan(
-        list(workflow.config_settings.configfiles) or [Path(workflow.basedir) / "config" / "config.yaml"],
+        list(workflow.config_settings.configfiles)
+        or [Path(workflow.basedir) / "config" / "config.yaml"],
         workflow.config_settings.config,
     )
 except NemesisError as error:
@@ -23,7 +24,10 @@ FOLDER = str(EXPERIMENT.folder)
 RUNS = [run.id for run in EXPERIMENT.runs]
 DATASETS = {dataset.config.name: dataset for dataset in EXPERIMENT.datasets}
 # a GPU is asked for where one is wanted: with device: auto, where this machine has one
-GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and bool(glob.glob("/dev/nvidia[0-9]*"))))
+GPU = int(
+    CONFIG.device == "cuda"
+    or (CONFIG.device == "auto" and bool(glob.glob("/dev/nvidia[0-9]*")))
+)
 
 
 def as_json(value):

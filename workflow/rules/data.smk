@@ -6,15 +6,15 @@ rule ingest_scans:
         manifest=lambda wc: DATASETS[wc.dataset].manifest,
     output:
         verdicts=f"{FOLDER}/data/{{dataset}}.verdicts.json",
-    params:
-        spec=lambda wc: as_json(EXPERIMENT.ingest_spec(DATASETS[wc.dataset])),
     log:
         f"{FOLDER}/logs/ingest_scans/{{dataset}}.log",
     benchmark:
         f"{FOLDER}/benchmarks/ingest_scans/{{dataset}}.tsv"
-    threads: workflow.cores or 1
     conda:
         "../../environment.yml"
+    threads: workflow.cores or 1
+    params:
+        spec=lambda wc: as_json(EXPERIMENT.ingest_spec(DATASETS[wc.dataset])),
     shell:
         "nemesis data ingest {params.spec:q} --workers {threads} 2>&1 | tee {log:q}"
 

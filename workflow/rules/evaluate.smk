@@ -9,16 +9,16 @@ rule evaluate_encoder:
         rows=f"{FOLDER}/evaluation/{{run}}/rows.parquet",
         predictions=f"{FOLDER}/evaluation/{{run}}/predictions.parquet",
         timing=f"{FOLDER}/evaluation/{{run}}/timing.json",
-    params:
-        spec=lambda wc: as_json(EXPERIMENT.evaluate_spec(wc.run)),
     log:
         f"{FOLDER}/logs/evaluate_encoder/{{run}}.log",
     benchmark:
         f"{FOLDER}/benchmarks/evaluate_encoder/{{run}}.tsv"
+    conda:
+        "../../environment.yml"
     threads: CONFIG.probe.threads
     resources:
         gpu=GPU,
-    conda:
-        "../../environment.yml"
+    params:
+        spec=lambda wc: as_json(EXPERIMENT.evaluate_spec(wc.run)),
     shell:
         "nemesis evaluate {params.spec:q} --device {CONFIG.device} 2>&1 | tee {log:q}"

@@ -10,17 +10,17 @@ rule pretrain_method:
         run="results/runs/{run}/run.json",
         curve="results/runs/{run}/curve.jsonl",
         timing="results/runs/{run}/timing.json",
-    params:
-        identity=lambda wc: as_json(EXPERIMENT.run(wc.run).identity),
     log:
         f"{FOLDER}/logs/pretrain_method/{{run}}.log",
     benchmark:
         f"{FOLDER}/benchmarks/pretrain_method/{{run}}.tsv"
+    conda:
+        "../../environment.yml"
     threads: lambda wc: EXPERIMENT.run(wc.run).threads
     resources:
         gpu=lambda wc: GPU * EXPERIMENT.run(wc.run).trains,
-    conda:
-        "../../environment.yml"
+    params:
+        identity=lambda wc: as_json(EXPERIMENT.run(wc.run).identity),
     shell:
         "nemesis pretrain {params.identity:q} --folder results/runs/{wildcards.run}"
         " --pool {EXPERIMENT.pretraining_pool} --index {input.index:q}"

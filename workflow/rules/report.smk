@@ -6,9 +6,13 @@ from nemesis.tracking import VERSION as TRACKING_VERSION
 
 COLLECTED_FILES = expand(f"{FOLDER}/collected/{{name}}.parquet", name=COLLECTED)
 TABLE_FILES = expand(
-    f"{FOLDER}/tables/{{name}}.{{format}}", name=TABLES, format=["csv", "md", "tex", "html"]
+    f"{FOLDER}/tables/{{name}}.{{format}}",
+    name=TABLES,
+    format=["csv", "md", "tex", "html"],
 )
-FIGURE_FILES = expand(f"{FOLDER}/figures/{{name}}.{{format}}", name=FIGURES, format=["png", "svg"])
+FIGURE_FILES = expand(
+    f"{FOLDER}/figures/{{name}}.{{format}}", name=FIGURES, format=["png", "svg"]
+)
 
 
 rule collect_rows:
@@ -18,14 +22,14 @@ rule collect_rows:
         predictions=expand(f"{FOLDER}/evaluation/{{run}}/predictions.parquet", run=RUNS),
     output:
         COLLECTED_FILES,
-    params:
-        version=REPORT_VERSION,
     log:
         f"{FOLDER}/logs/collect_rows.log",
     benchmark:
         f"{FOLDER}/benchmarks/collect_rows.tsv"
     conda:
         "../../environment.yml"
+    params:
+        version=REPORT_VERSION,
     shell:
         "nemesis report collect {input.experiment:q} {FOLDER}/collected 2>&1 | tee {log:q}"
 
@@ -36,14 +40,14 @@ rule print_tables:
         collected=COLLECTED_FILES,
     output:
         report(TABLE_FILES, caption="../report/tables.rst", category="Tables"),
-    params:
-        version=REPORT_VERSION,
     log:
         f"{FOLDER}/logs/print_tables.log",
     benchmark:
         f"{FOLDER}/benchmarks/print_tables.tsv"
     conda:
         "../../environment.yml"
+    params:
+        version=REPORT_VERSION,
     shell:
         "nemesis report tables {input.experiment:q} {FOLDER}/collected {FOLDER}/tables 2>&1 | tee {log:q}"
 
@@ -55,14 +59,14 @@ rule draw_figures:
         tables=TABLE_FILES,
     output:
         report(FIGURE_FILES, caption="../report/figures.rst", category="Figures"),
-    params:
-        version=REPORT_VERSION,
     log:
         f"{FOLDER}/logs/draw_figures.log",
     benchmark:
         f"{FOLDER}/benchmarks/draw_figures.tsv"
     conda:
         "../../environment.yml"
+    params:
+        version=REPORT_VERSION,
     shell:
         "nemesis report figures {input.experiment:q} {FOLDER}/collected {FOLDER}/tables {FOLDER}/figures"
         " 2>&1 | tee {log:q}"
@@ -79,14 +83,14 @@ rule write_page:
             caption="../report/page.rst",
             category="Page",
         ),
-    params:
-        version=REPORT_VERSION,
     log:
         f"{FOLDER}/logs/write_page.log",
     benchmark:
         f"{FOLDER}/benchmarks/write_page.tsv"
     conda:
         "../../environment.yml"
+    params:
+        version=REPORT_VERSION,
     shell:
         "nemesis report page {input.experiment:q} {FOLDER}/tables {FOLDER}/figures {output:q}"
         " 2>&1 | tee {log:q}"
@@ -101,8 +105,6 @@ rule log_tracking:
         page=f"{FOLDER}/report/index.html",
     output:
         f"{FOLDER}/tracking.json",
-    params:
-        version=TRACKING_VERSION,
     log:
         f"{FOLDER}/logs/log_tracking.log",
     benchmark:
@@ -110,6 +112,8 @@ rule log_tracking:
     localrule: True
     conda:
         "../../environment.yml"
+    params:
+        version=TRACKING_VERSION,
     shell:
         "nemesis report track {input.experiment:q} {FOLDER}/collected {FOLDER}/tables {FOLDER}/figures"
         " {FOLDER}/report {output:q} 2>&1 | tee {log:q}"

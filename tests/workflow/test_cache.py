@@ -1,0 +1,95 @@
+"""What is computed again, and what is not."""
+
+import json
+import os
+import shutil
+
+import pytest
+from places import CONFIG, REPORT
+
+pytestmark = pytest.mark.workflow
+REPORTED = dict.fromkeys(REPORT, 1)
+
+
+def test_a_run_ends_with_everything_and_says_what_it_did(finished):
+    tiny = finished.results / "tiny"
+    names = {file.name for folder in ("tables", "figures", "report") for file in (tiny / folder).iterdir()}
+    assert {f"main.{ending}" for ending in ("csv", "md", "tex", "html")} <= names
+    assert {"reconstructions.png", "training_curves.svg", "index.html"} <= names
+    assert set(json.loads((tiny / "tracking.json").read_text())["runs"]) == {
+        "report", finished.run_folder("nemesis").name, finished.run_folder("random_vit").name,
+    }  # fmt: skip
+    assert not (finished.run_folder("nemesis") / "state.pt").exists()
+    said = (finished.folder / "output.txt").read_text()
+    assert "8 cases, 8 to be read" in said and "step 60/60" in said and "superpatches/s" in said
+    assert "Traceback" not in said and "Warning" not in said
+
+
+def test_the_same_command_again_has_nothing_to_do(place):
+    before = {p: p.stat().st_mtime_ns for p in place.results.rglob("*")}
+    done = place.snakemake()
+    assert done.rc == 0 and "Nothing to be done" in done.text
+    assert {p: p.stat().st_mtime_ns for p in place.results.rglob("*")} == before
+
+
+def test_touching_any_file_plans_nothing(place):
+    for root in ("results", "nemesis", "baselines", "workflow", "config", "profiles"):
+        for file in sorted((place.folder / root).rglob("*")):
+            if file.is_file():
+                os.utime(file)
+    os.utime(place.folder / "tiny.yaml")
+    os.utime(place.folder / "Snakefile")
+    assert place.plan().jobs == {}
+
+
+def test_what_no_number_depends_on_plans_nothing(place):
+    shutil.copyfile(place.folder / "tiny.yaml", place.folder / "copy.yaml")
+    (place.folder / "tiny.yaml").write_text("extends: copy.yaml\n# another comment\n")
+    assert place.plan().jobs == {}
+    place.write_config(loader_workers=2, state_every=7, device="auto")
+    assert place.plan("--resources", "gpu=4").jobs == {}
+
+
+def test_a_key_of_the_probe_repeats_evaluation_and_report_only(place):
+    place.write_config(probe={**CONFIG["probe"], "folds": 2})
+    assert place.plan().jobs == {"evaluate_encoder": 2, **REPORTED}
+    place.write_config(probe={**CONFIG["probe"], "bootstrap": 200})
+    assert place.plan().jobs == REPORTED
+    place.write_config()
+    assert place.plan().jobs == {}
+
+
+def test_a_key_of_pretraining_repeats_the_runs_it_enters(place):
+    place.write_config(pretraining={**CONFIG["pretraining"], "steps": 61})
+    assert place.plan().jobs == {"pretrain_method": 1, "evaluate_encoder": 1, **REPORTED}
+
+
+def test_the_wording_of_a_source_file_plans_nothing_and_its_version_what_it_stands_for(place):
+    folders = ("evaluation", "training", "data", "models", "report", "methods")
+    for file in [file for folder in folders for file in (place.folder / "nemesis" / folder).glob("*.py")]:
+        file.write_text(file.read_text() + "\n\n# a remark\n")
+    rules = place.folder / "workflow" / "rules" / "evaluate.smk"
+    rules.write_text(rules.read_text() + "\n# a remark\n")
+    assert place.plan().jobs == {}
+
+    raise_version(place, "evaluation")
+    assert place.plan().jobs == {"evaluate_encoder": 2, **REPORTED}
+    raise_version(place, "training")
+    assert place.plan().jobs == {"pretrain_method": 1, "evaluate_encoder": 2, **REPORTED}
+    raise_version(place, "data")
+    jobs = place.plan().jobs
+    assert jobs == {"ingest_scans": 1, "check_cohort": 1, "pretrain_method": 1, "evaluate_encoder": 2, **REPORTED}
+
+
+def raise_version(place, stage):
+    file = place.folder / "nemesis" / stage / "__init__.py"
+    before = file.read_text()
+    line = next(line for line in before.splitlines() if line.startswith("VERSION = "))
+    number = int(line.split("=")[1].split("#")[0])
+    file.write_text(before.replace(line, f"VERSION = {number + 1}"))
+
+
+def test_a_deleted_table_is_printed_again_without_anything_else(place):
+    table = place.results / "tiny" / "tables" / "main.csv"
+    table.unlink()
+    assert set(place.plan().jobs) == REPORT - {"collect_rows"}
