@@ -20,6 +20,8 @@ wildcard_constraints:
 rule all:
     default_target: True
     input:
+        TABLE_FILES,
+        FIGURE_FILES,
         f"{FOLDER}/report/index.html",
         f"{FOLDER}/tracking.json",
 

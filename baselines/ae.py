@@ -41,10 +41,9 @@ class AutoEncoder(Method[AutoEncoderSettings]):
 
     def check(self) -> None:
         """See :meth:`Method.check`."""
-        factor = 2 ** len(self.settings.channels)
-        if self.superpatch % factor:
-            stages = len(self.settings.channels)
-            raise ValueError(f"superpatch {self.superpatch} cannot be halved {stages} times")
+        stages = len(self.settings.channels)
+        if self.superpatch % 2**stages or self.superpatch == 2**stages:  # one voxel has no spread to normalise by
+            raise ValueError(f"superpatch {self.superpatch} cannot be halved {stages} times and keep more than a voxel")
 
     def build(self) -> nn.Module:
         """See :meth:`Method.build`."""

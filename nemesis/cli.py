@@ -69,12 +69,20 @@ def plan(
 
 
 @app.command()
-def methods() -> None:
+def methods(name: Annotated[str | None, typer.Argument(help="Show one method's card and keys")] = None) -> None:
     """The methods that can be named in a configuration."""
+    from nemesis.method import find
     from nemesis.method import methods as known
+    from nemesis.schema import settings_table
 
-    for name, method in known().items():
-        print(f"{name:16} {method.card.title}: {method.card.paper}")
+    if name is None:
+        for each, method in known().items():
+            print(f"{each:16} {method.card.title}: {method.card.paper}")
+        return
+    method = find(name)
+    for field, value in method.card.model_dump().items():
+        print(f"{field:16} {value}")
+    print(f"\n{settings_table(method.settings_type)}", end="")
 
 
 @app.command()

@@ -178,9 +178,13 @@ def plan(paths: list[Path], overrides: Mapping[str, Any] | None = None, results:
         except NemesisError as error:
             faults += error.faults
         else:
-            if len(evaluation) < MIN_EVALUATION_PATIENTS:
-                what = f"{len(evaluation)} evaluation patients are too few to fit on some and test on others"
+            patients = len({(case.dataset, case.patient) for case in evaluation})
+            if patients < MIN_EVALUATION_PATIENTS:
+                what = f"{patients} evaluation patients are too few to fit on some and test on others"
                 faults.append(Fault("pools.evaluation", what, f"Name at least {MIN_EVALUATION_PATIENTS}."))
+            elif patients < config.probe.folds:
+                what = f"{config.probe.folds} folds are more than the {patients} evaluation patients"
+                faults.append(Fault("probe.folds", what, f"Set it to at most {patients}."))
     pool_digest = _digest_of(pretraining)
     try:
         runs = plan_runs(config, pool_digest)

@@ -154,18 +154,27 @@ def _import_all(name: str) -> None:
             importlib.import_module(info.name)
 
 
-def create(name: str, settings: Mapping[str, Any], superpatch: int, where: str = "methods") -> Method[Any]:
-    """The method of that name with its settings validated and its defaults filled in.
+def find(name: str, where: str = "methods") -> type[Method[Any]]:
+    """The method class of that name.
 
     Raises:
-        NemesisError: unknown name, unknown or wrong keys, or settings that do not fit the superpatch.
+        NemesisError: there is none.
     """
     known = methods()
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         remedy = f"Did you mean '{close[0]}'?" if close else f"Known methods: {', '.join(known)}."
         raise NemesisError(Fault(where, f"no method is called '{name}'", remedy))
-    cls = known[name]
+    return known[name]
+
+
+def create(name: str, settings: Mapping[str, Any], superpatch: int, where: str = "methods") -> Method[Any]:
+    """The method of that name with its settings validated and its defaults filled in.
+
+    Raises:
+        NemesisError: unknown name, unknown or wrong keys, or settings that do not fit the superpatch.
+    """
+    cls = find(name, where)
     try:
         method = cls(cls.settings_type.model_validate(settings), superpatch)
     except ValidationError as error:

@@ -50,6 +50,11 @@ class Job:
     cost: Cost
 
 
+def wants_gpu(device: str) -> bool:
+    """Whether jobs ask for a GPU under ``device`` of the configuration: with auto, where this machine has one."""
+    return device == "cuda" or (device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
+
+
 def print_plan(paths: list[Path], overrides: Mapping[str, Any], cores: int) -> None:
     """Print the jobs that are not done yet, by rule, and the sums.
 
@@ -129,18 +134,15 @@ def wall_seconds(jobs: list[Job], cores: int) -> float:
     """How long the jobs take on so many cores: ingestion, then each run's training and evaluation as cores fall free, then the
     report, one after another."""
     alone = sum(job.cost.seconds or 0.0 for job in jobs if job.rule not in ("pretrain_method", "evaluate_encoder"))
-    free = [0.0] * cores
-    chains: dict[str, list[Job]] = {}
-    for job in jobs:
-        if job.rule in ("pretrain_method", "evaluate_encoder"):
-            chains.setdefault(job.wildcard, []).append(job)
-    for chain in sorted(chains.values(), key=lambda c: -sum(job.cost.seconds or 0.0 for job in c)):
-        ready = 0.0
-        for job in sorted(chain, key=lambda job: RULES.index(job.rule)):
-            taken = [heapq.heappop(free) for _ in range(min(job.threads, cores))]
-            ready = max([ready, *taken]) + (job.cost.seconds or 0.0)
-            for _ in taken:
-                heapq.heappush(free, ready)
+    free: list[float] = [0.0] * cores
+    ready: dict[str, float] = {}
+    chained = [job for job in jobs if job.rule in ("pretrain_method", "evaluate_encoder")]
+    for job in sorted(chained, key=lambda job: (RULES.index(job.rule), -(job.cost.seconds or 0.0))):
+        taken = [heapq.heappop(free) for _ in range(min(job.threads, cores))]
+        end = max([ready.get(job.wildcard, 0.0), *taken]) + (job.cost.seconds or 0.0)
+        ready[job.wildcard] = end
+        for _ in taken:
+            heapq.heappush(free, end)
     return alone + max(free)
 
 

@@ -136,8 +136,13 @@ class _Training:
         if state["precision"] != self.precision:
             what = f"was computed in {state['precision']}, this device would go on in {self.precision}"
             raise NemesisError(Fault(str(self.folder / "state.pt"), what, "Go on on such a device, or delete the file"))
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            what = f"belongs to another network ({str(error).splitlines()[0]})"
+            remedy = "Delete it: the training starts again from its first step"
+            raise NemesisError(Fault(str(self.folder / "state.pt"), what, remedy)) from None
         self.curve = state["curve"]
         print(f"{self.folder.name}: resumed at step {state['step']}", file=sys.stderr, flush=True)
         return int(state["step"])
@@ -191,6 +196,9 @@ class _Training:
                         self._save(done)
                         saved_at = done
         seconds = time.monotonic() - started
+        if not all(parameter.isfinite().all() for parameter in self.network.parameters()):
+            what = "the last steps left weights that are not finite"
+            raise NemesisError(Fault(self.folder.name, what, "Lower pretraining.learning_rate or use precision: 32-true"))
         return {
             "seconds": round(seconds, 3),
             "superpatches_per_second": round((recipe.steps - self.first) * recipe.batch_size / max(seconds, 1e-9), 3),

@@ -7,22 +7,13 @@ import sys
 
 import pytest
 import torch
+from small_methods import small_method
 
-from nemesis.method import Batch, create, methods
+from nemesis.method import Batch, methods
 from nemesis.models.checkpoint import load_weights, save_weights
 from nemesis.models.keyed import Keys
 
 NAMES = list(methods())
-SMALL = {
-    "embed_dim": 64, "depth": 1, "decoder_depth": 1, "decoder_dim": 32, "heads": 4, "decoder_heads": 4, "channels": (4, 8),
-}  # fmt: skip
-
-
-def small(name):
-    """The method at the smallest size it accepts; unknown methods are tested with their own defaults."""
-    cls = methods()[name]
-    settings = {key: value for key, value in SMALL.items() if key in cls.settings_type.model_fields}
-    return create(name, settings, max(16, cls.card.smallest_input))
 
 
 def batch_of(method, n=2, step=0):
@@ -38,7 +29,7 @@ def built(method, seed=0):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_same_seed_same_network_other_seed_other_network(name):
-    method = small(name)
+    method = small_method(name)
     one, same, other = (torch.nn.utils.parameters_to_vector(built(method, seed).parameters()) for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
@@ -46,7 +37,7 @@ def test_same_seed_same_network_other_seed_other_network(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_encodes_each_superpatch_to_a_vector_of_its_own(name):
-    method = small(name)
+    method = small_method(name)
     network = built(method).eval()
     voxels = batch_of(method, 3).voxels
     with torch.no_grad():
@@ -60,7 +51,7 @@ def test_encodes_each_superpatch_to_a_vector_of_its_own(name):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if methods()[name].card.pretext])
 def test_pretext_is_finite_repeatable_and_trains_every_parameter(name):
-    method = small(name)
+    method = small_method(name)
     network = built(method).train()
     torch.manual_seed(0)
     loss = method.pretext_loss(network, batch_of(method))
@@ -77,7 +68,7 @@ def test_pretext_is_finite_repeatable_and_trains_every_parameter(name):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if methods()[name].card.pretext])
 def test_a_few_steps_lower_the_loss(name):
-    method = small(name)
+    method = small_method(name)
     network = built(method).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     losses = []
@@ -93,7 +84,7 @@ def test_a_few_steps_lower_the_loss(name):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if methods()[name].card.reconstructs])
 def test_reconstructs_the_whole_superpatch_under_a_keyed_mask(name):
-    method = small(name)
+    method = small_method(name)
     network = built(method).eval()
     voxels = batch_of(method, 2).voxels
     with torch.no_grad():
@@ -109,7 +100,7 @@ def test_reconstructs_the_whole_superpatch_under_a_keyed_mask(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_survive_saving(name, tmp_path):
-    method = small(name)
+    method = small_method(name)
     network, fresh = built(method, 0).eval(), built(method, 1).eval()
     save_weights(network, tmp_path / "weights.safetensors", {})
     load_weights(fresh, tmp_path / "weights.safetensors")
@@ -123,7 +114,7 @@ def test_weights_survive_saving(name, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bf16_stays_close_to_fp32(name):
-    method = small(name)
+    method = small_method(name)
     network = built(method).eval()
     voxels = batch_of(method).voxels
     with torch.no_grad():

@@ -72,5 +72,6 @@ def _same(was: object, now: object, rel: float, abs: float) -> bool:
     if isinstance(was, list) and isinstance(now, list):
         return len(was) == len(now) and all(_same(a, b, rel, abs) for a, b in zip(was, now, strict=True))
     if isinstance(was, float) and isinstance(now, float):
-        return math.isclose(was, now, rel_tol=0.0, abs_tol=max(abs, rel * math.fabs(was))) or math.isnan(was) and math.isnan(now)
+        near = math.isclose(was, now, rel_tol=0.0, abs_tol=max(abs, rel * math.fabs(was)))
+        return near or (math.isnan(was) and math.isnan(now))
     return type(was) is type(now) and was == now

@@ -27,7 +27,7 @@ def test_the_same_figures_pass_within_tolerance(path):
 def test_changed_figures_fail_under_the_old_version_even_when_asked_to_update(path, monkeypatch, change):
     for update in ("0", "1"):
         monkeypatch.setenv("NEMESIS_UPDATE_GOLDEN", update)
-        with pytest.raises(pytest.fail.Exception, match="bump stage.VERSION"):
+        with pytest.raises(pytest.fail.Exception, match=r"bump stage\.VERSION"):
             check_figures(path, "stage.VERSION", 1, VALUES | change, rel=1e-3)
 
 

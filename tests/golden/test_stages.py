@@ -16,6 +16,7 @@ import torch
 from golden_files import FOLDER, check_figures
 from phantoms import EDGE, NEMESIS, identity_of, ingest_phantoms
 from safetensors.torch import load_file
+from small_methods import small_method
 
 import nemesis.data
 import nemesis.data.phantom
@@ -40,7 +41,6 @@ from nemesis.training import pretrain as pretraining
 
 FIXED = Preparation()
 ORGANS = {"liver": 1, "aorta": 2}
-SMALL = {**NEMESIS, "channels": (4, 8)}
 
 
 def checksum(array):
@@ -178,11 +178,10 @@ def test_models():
 @pytest.mark.parametrize("name", list(methods()))
 def test_methods(name):
     """Every method that has a golden file; ``NEMESIS_UPDATE_GOLDEN=1`` writes that of a new one."""
-    path, cls = FOLDER / "methods" / f"{name}.json", methods()[name]
+    path = FOLDER / "methods" / f"{name}.json"
     if not path.exists() and os.environ.get("NEMESIS_UPDATE_GOLDEN") != "1":
         pytest.skip(f"{name} has no golden file yet: NEMESIS_UPDATE_GOLDEN=1 writes it")
-    settings = {key: value for key, value in SMALL.items() if key in cls.settings_type.model_fields}
-    method = create(name, settings, max(EDGE, cls.card.smallest_input))
+    method = small_method(name)
     network = with_fixed_weights(method.build())
     edge = method.draw().edge
     voxels, keys, values = 0.5 + 0.5 * wave(2, 1, edge, edge, edge), Keys.at(3, 7, [0, 5]), {}
@@ -201,12 +200,11 @@ def test_methods(name):
     check_figures(path, f"the version in the card of '{name}'", version, values, rel=1e-3, abs=1e-4)
 
 
-@pytest.mark.parametrize("workers", [0])
-def test_training(tmp_path, monkeypatch, workers):
+def test_training(tmp_path, monkeypatch):
     """Dropout is left out: its random numbers are torch's own business."""
     identity = identity_of({"dropout": 0.0}, steps=12, batch_size=4)
     monkeypatch.setattr(pretraining, "LOG_EVERY", 3)
-    pretraining.pretrain(identity, tmp_path / "run", *ingest_phantoms(tmp_path), "cpu", workers, 100)
+    pretraining.pretrain(identity, tmp_path / "run", *ingest_phantoms(tmp_path), "cpu", workers=0, state_every=100)
     curve = [json.loads(line) for line in (tmp_path / "run/curve.jsonl").read_text().splitlines()]
     weights = load_file(tmp_path / "run/checkpoint.safetensors")
     values = {key: [float(point[key]) for point in curve] for key in ("step", "learning_rate", "loss", "psnr")}

@@ -57,9 +57,13 @@ def test_no_device_is_held_twice_at_any_time():
 
 
 def test_a_lock_falls_free_when_its_job_fails():
-    with pytest.raises(ZeroDivisionError), ExitStack() as stack:
-        _lock_one(["a"], stack)
-        raise ZeroDivisionError
+    def job():
+        with ExitStack() as stack:
+            _lock_one(["a"], stack)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        job()
     with ExitStack() as stack:
         assert _lock_one(["a"], stack) == 0
 

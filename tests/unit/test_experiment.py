@@ -14,6 +14,7 @@ BASE = {
     "datasets": [{"reader": "phantom", "subjects": 8, "base_spacing_mm": 12.0}],
     "pools": {"evaluation": 3},
     "superpatch": 16,
+    "probe": {"folds": 3},
     "methods": [
         {"name": "nemesis", "settings": {"embed_dim": 64, "depth": 1}},
         {"name": "random_vit", "settings": {"embed_dim": 64, "depth": 1}},

@@ -182,7 +182,8 @@ def test_killed_with_its_workers_and_run_again(tmp_path):
     code = (
         "from pathlib import Path\nfrom nemesis.config import Preparation\nfrom nemesis.data.ingest import ingest\n"
         "if __name__ == '__main__':\n"
-        f"    t = Path({str(tmp_path)!r}); ingest(t / 'manifest.json', t / 'raw', t / 'store', t / 'store/verdicts.json', Preparation(), 16, 2)\n"
+        f"    t = Path({str(tmp_path)!r})\n"
+        "    ingest(t / 'manifest.json', t / 'raw', t / 'store', t / 'store/verdicts.json', Preparation(), 16, 2)\n"
     )
     (tmp_path / "go.py").write_text(code)
     process = subprocess.Popen([sys.executable, tmp_path / "go.py"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

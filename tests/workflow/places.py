@@ -78,15 +78,8 @@ class Place:
     def start(self, *words):
         """Snakemake in the background, the leader of a process group of its own."""
         command = [sys.executable, "-m", "snakemake", "--configfile", "tiny.yaml", *words]
-        return subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=self.env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(command, cwd=self.folder, env=self.env, start_new_session=True, **pipes)
 
     def snakemake(self, *words, cores=2):
         return self.run(sys.executable, "-m", "snakemake", "--configfile", "tiny.yaml", "--cores", str(cores), *words)

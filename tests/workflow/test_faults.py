@@ -5,6 +5,7 @@ import json
 import nibabel
 import numpy as np
 import pytest
+from places import CONFIG, SIZE
 
 pytestmark = pytest.mark.workflow
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -94,13 +95,9 @@ def test_a_misspelt_key_a_missing_and_an_empty_folder_are_told_together(fresh):
 
 def test_a_failing_job_shows_its_message_once(place):
     """A training whose loss is not finite: the sentence, where the log is, and that the rest was done."""
-    place.write_config(
-        methods=[
-            *place.config["methods"],
-            {"name": "nemesis", "label": "Too fast", "pretraining": {"learning_rate": 1e30, "steps": 20}},
-        ]
-    )
+    too_fast = {"name": "nemesis", "label": "Too fast", "settings": SIZE, "pretraining": {"learning_rate": 1e30, "steps": 20}}
+    place.write_config(methods=[*CONFIG["methods"], too_fast])
     done = place.snakemake()
     assert done.rc != 0
     assert done.text.count("the loss is not finite") == 1, done.text
-    assert "Traceback" not in done.text
+    assert "logs/pretrain_method/nemesis-" in done.text and "Traceback" not in done.text

@@ -23,7 +23,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(place, cores):
     undisturbed = bytes_of(place, place.run_folder("nemesis"))
     run = place.forget_training("nemesis")
     saves = random.SystemRandom().randint(1, 4)
-    running = place.start("--cores", str(cores))
+    running = place.start("--cores", str(cores), "print_tables")
     trainer = trainer_of(place, running)
     wait_for_saves(run / "state.pt", saves, running)
     time.sleep(random.SystemRandom().uniform(0.0, 0.2))
@@ -33,7 +33,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(place, cores):
     assert "Error in rule pretrain_method" in said and f"logs/pretrain_method/{run.name}.log" in said
     assert (run / "state.pt").exists() and not (run / "checkpoint.safetensors").exists()
 
-    done = place.snakemake(cores=cores)
+    done = place.snakemake("print_tables", cores=cores)
     assert done.rc == 0, done.text
     step = re.search(r"resumed at step (\d+)", done.text)
     assert step and int(step.group(1)) >= 10 * saves

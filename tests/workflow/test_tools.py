@@ -47,4 +47,4 @@ def test_report_holds_tables_figures_and_page(place):
 def test_the_bare_command_plans_the_demo_under_the_profile(fresh):
     done = fresh.run(sys.executable, "-m", "snakemake", "--cores", "2", "--dry-run")
     assert done.jobs["pretrain_method"] == 3 and (fresh.results / "demo").is_dir()
-    assert str(fresh.folder / "profiles" / "default") in done.text
+    assert "profile profiles/default" in done.text

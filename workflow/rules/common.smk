@@ -1,6 +1,5 @@
 """The plan of the experiment, made once when the workflow is read; every rule takes its part from here."""
 
-import glob
 import json
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from snakemake.exceptions import WorkflowError
 
 from nemesis.errors import NemesisError
 from nemesis.experiment import plan
+from nemesis.planning import wants_gpu
 
 try:
     # the default configuration applies only when the user gave none: Snakemake's own merging cannot remove a key
@@ -23,11 +23,7 @@ CONFIG = EXPERIMENT.config
 FOLDER = str(EXPERIMENT.folder)
 RUNS = [run.id for run in EXPERIMENT.runs]
 DATASETS = {dataset.config.name: dataset for dataset in EXPERIMENT.datasets}
-# a GPU is asked for where one is wanted: with device: auto, where this machine has one
-GPU = int(
-    CONFIG.device == "cuda"
-    or (CONFIG.device == "auto" and bool(glob.glob("/dev/nvidia[0-9]*")))
-)
+GPU = int(wants_gpu(CONFIG.device))
 
 
 def as_json(value):

@@ -12,7 +12,7 @@ rule ingest_scans:
         f"{FOLDER}/benchmarks/ingest_scans/{{dataset}}.tsv"
     conda:
         "../../environment.yml"
-    threads: workflow.cores or 1
+    threads: workflow.resource_settings.cores or 1
     params:
         spec=lambda wc: as_json(EXPERIMENT.ingest_spec(DATASETS[wc.dataset])),
     shell:

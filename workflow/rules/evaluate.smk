@@ -18,7 +18,8 @@ rule evaluate_encoder:
     threads: CONFIG.probe.threads
     resources:
         gpu=GPU,
+        device=CONFIG.device,  # not in params: no verdict depends on it
     params:
         spec=lambda wc: as_json(EXPERIMENT.evaluate_spec(wc.run)),
     shell:
-        "nemesis evaluate {params.spec:q} --device {CONFIG.device} 2>&1 | tee {log:q}"
+        "nemesis evaluate {params.spec:q} --device {resources.device} 2>&1 | tee {log:q}"

@@ -5,6 +5,7 @@ rule pretrain_method:
     input:
         # ancient: what the scans hold is in the run's identity (params), a rewritten index alone repeats nothing
         index=ancient(EXPERIMENT.index),
+        pool=ancient(EXPERIMENT.pretraining_pool),
     output:
         checkpoint="results/runs/{run}/checkpoint.safetensors",
         run="results/runs/{run}/run.json",
@@ -19,10 +20,14 @@ rule pretrain_method:
     threads: lambda wc: EXPERIMENT.run(wc.run).threads
     resources:
         gpu=lambda wc: GPU * EXPERIMENT.run(wc.run).trains,
+        # no number depends on these; as params, a change of them would repeat the training
+        device=CONFIG.device,
+        loader_workers=CONFIG.loader_workers,
+        state_every=CONFIG.state_every,
     params:
         identity=lambda wc: as_json(EXPERIMENT.run(wc.run).identity),
     shell:
         "nemesis pretrain {params.identity:q} --folder results/runs/{wildcards.run}"
-        " --pool {EXPERIMENT.pretraining_pool} --index {input.index:q}"
-        " --device {CONFIG.device} --workers {CONFIG.loader_workers} --state-every {CONFIG.state_every}"
+        " --pool {input.pool:q} --index {input.index:q} --device {resources.device}"
+        " --workers {resources.loader_workers} --state-every {resources.state_every}"
         " 2>&1 | tee {log:q}"

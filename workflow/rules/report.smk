@@ -29,9 +29,10 @@ rule collect_rows:
     conda:
         "../../environment.yml"
     params:
+        folder=subpath(input.experiment, parent=True),
         version=REPORT_VERSION,
     shell:
-        "nemesis report collect {input.experiment:q} {FOLDER}/collected 2>&1 | tee {log:q}"
+        "nemesis report collect {input.experiment:q} {params.folder}/collected 2>&1 | tee {log:q}"
 
 
 rule print_tables:
@@ -47,9 +48,10 @@ rule print_tables:
     conda:
         "../../environment.yml"
     params:
+        folder=subpath(input.experiment, parent=True),
         version=REPORT_VERSION,
     shell:
-        "nemesis report tables {input.experiment:q} {FOLDER}/collected {FOLDER}/tables 2>&1 | tee {log:q}"
+        "nemesis report tables {input.experiment:q} {params.folder}/collected {params.folder}/tables 2>&1 | tee {log:q}"
 
 
 rule draw_figures:
@@ -66,9 +68,10 @@ rule draw_figures:
     conda:
         "../../environment.yml"
     params:
+        folder=subpath(input.experiment, parent=True),
         version=REPORT_VERSION,
     shell:
-        "nemesis report figures {input.experiment:q} {FOLDER}/collected {FOLDER}/tables {FOLDER}/figures"
+        "nemesis report figures {input.experiment:q} {params.folder}/collected {params.folder}/tables {params.folder}/figures"
         " 2>&1 | tee {log:q}"
 
 
@@ -90,9 +93,10 @@ rule write_page:
     conda:
         "../../environment.yml"
     params:
+        folder=subpath(input.experiment, parent=True),
         version=REPORT_VERSION,
     shell:
-        "nemesis report page {input.experiment:q} {FOLDER}/tables {FOLDER}/figures {output:q}"
+        "nemesis report page {input.experiment:q} {params.folder}/tables {params.folder}/figures {output:q}"
         " 2>&1 | tee {log:q}"
 
 
@@ -113,7 +117,8 @@ rule log_tracking:
     conda:
         "../../environment.yml"
     params:
+        folder=subpath(input.experiment, parent=True),
         version=TRACKING_VERSION,
     shell:
-        "nemesis report track {input.experiment:q} {FOLDER}/collected {FOLDER}/tables {FOLDER}/figures"
-        " {FOLDER}/report {output:q} 2>&1 | tee {log:q}"
+        "nemesis report track {input.experiment:q} {params.folder}/collected {params.folder}/tables {params.folder}/figures"
+        " {params.folder}/report {output:q} 2>&1 | tee {log:q}"
