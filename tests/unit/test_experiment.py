@@ -9,6 +9,7 @@ import yaml
 from nemesis.errors import NemesisError
 from nemesis.experiment import plan
 
+AE = {"name": "ae", "settings": {"channels": [4, 8]}}
 BASE = {
     "experiment": "t",
     "datasets": [{"reader": "phantom", "subjects": 8, "base_spacing_mm": 12.0}],
@@ -18,7 +19,7 @@ BASE = {
     "methods": [
         {"name": "nemesis", "settings": {"embed_dim": 64, "depth": 1}},
         {"name": "random_vit", "settings": {"embed_dim": 64, "depth": 1}},
-        "ae",
+        AE,
     ],
 }
 
@@ -71,7 +72,7 @@ def test_what_weights_depend_on_changes_the_trained_runs_only(planned, top):
 
 def test_a_label_is_not_part_of_a_run(planned):
     before = ids(planned())
-    after = ids(planned(lambda raw: raw["methods"].__setitem__(2, {"name": "ae", "label": "My AE"})))
+    after = ids(planned(lambda raw: raw["methods"].__setitem__(2, {**AE, "label": "My AE"})))
     assert after["My AE"] == before["AE"]
 
 
@@ -112,7 +113,7 @@ def test_faults_of_keys_methods_folders_and_organs_come_together(planned):
 
 def test_two_entries_need_two_labels(planned):
     with pytest.raises(NemesisError, match="label"):
-        planned(methods=["ae", {"name": "ae", "settings": {"channels": [8]}}])
+        planned(methods=[AE, {"name": "ae", "settings": {"channels": [8]}}])
 
 
 @pytest.mark.parametrize(
@@ -121,8 +122,9 @@ def test_two_entries_need_two_labels(planned):
         ({"name": "nemesis", "settings": {"embed_dim": 100}}, "not divisible by tokens × heads"),
         ({"name": "nemesis", "settings": {"patch": 5, "embed_dim": 64}}, "not a multiple of patch"),
         ({"name": "ae", "settings": {"channels": [1, 1, 1, 1, 1]}}, "cannot be halved 5 times"),
-        ({"name": "ae", "pretraining": {"stepps": 3}}, "Did you mean 'steps'"),
-        ({"name": "ae", "seeds": []}, "at least one seed"),
+        ({"name": "ae"}, "halved 4 times and keep more than a voxel"),
+        ({**AE, "pretraining": {"stepps": 3}}, "Did you mean 'steps'"),
+        ({**AE, "seeds": []}, "at least one seed"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_in_a_sentence(planned, method, said):

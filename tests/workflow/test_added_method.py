@@ -80,6 +80,8 @@ def test_a_method_of_an_outside_package_is_planned_run_printed_and_taken_out_aga
 def test_the_tests_of_the_contract_cover_it(fresh, tmp_path):
     fresh.python_path = (package(tmp_path / "site"),)
     shutil.copytree(REPO / "tests" / "contract", fresh.folder / "tests" / "contract")
+    for name in ("conftest.py", "small_methods.py"):
+        shutil.copy2(REPO / "tests" / name, fresh.folder / "tests" / name)
     done = fresh.run(sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "tests/contract", "-k", "thumbnail")
     assert done.rc == 0, done.text
     assert done.text.count("[thumbnail] PASSED") >= 3
