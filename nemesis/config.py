@@ -32,6 +32,7 @@ BTCV_LABELS = {
     "right adrenal": 12,
     "left adrenal": 13,
 }
+SHARED_FOLDERS = ("data", "mlartifacts", "pools", "runs")  # of results/
 PROBE_ORGANS = ["aorta", "gallbladder", "spleen", "left kidney", "right kidney", "liver", "stomach", "pancreas"]
 
 
@@ -230,6 +231,12 @@ class Config(Section):
     device: Literal["auto", "cpu", "cuda"] = key("auto", "Where networks run; auto takes a GPU where there is one")
     loader_workers: int = key(0, "Processes that cut crops beside a training process; never changes results", "processes", ge=0)
     state_every: int = key(100, "Steps between two saved states that an interrupted training resumes from", "steps", ge=1)
+
+    @model_validator(mode="after")
+    def _experiment_takes_no_shared_folder(self) -> Config:
+        if self.experiment in SHARED_FOLDERS:
+            raise ValueError(f"experiment must not be called '{self.experiment}': results/{self.experiment}/ is shared by all")
+        return self
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Config:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nemesis.errors import Fault, NemesisError
 
@@ -33,7 +33,7 @@ class MethodCard(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str  # as written in the configuration
+    name: str = Field(pattern=r"^[a-z0-9_]+$")  # as written in the configuration; names folders
     title: str  # as printed in tables
     paper: str
     licence: str  # of the method's code here

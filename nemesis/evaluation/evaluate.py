@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+import nemesis.data
 from nemesis.config import Preparation, Probe, Reconstruction
 from nemesis.data.superpatches import Scans, evaluation_superpatches
 from nemesis.evaluation.features import ENCODING, features
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(spec: Mapping[str, Any], device: str = "auto") -> None:
-    """Judge one run's network; write rows, predictions, timing.json and, where it reconstructs, reconstruction.npz.
+    """Judge one run's network; write rows, predictions, timing.json and reconstruction.npz (empty where it cannot).
 
     The files are written when all is done, each atomically; the same inputs and thread count give the same bytes
     (timing.json apart).
@@ -62,7 +63,7 @@ def evaluate(spec: Mapping[str, Any], device: str = "auto") -> None:
         stitched_cases([f"{case.dataset}/{case.case}" for case in scans.cases], settings)
     table = evaluation_superpatches(scans, identity["superpatch"], spec["organs"], spec["label_numbers"], probing.positive_voxels)
     print(f"{len(table)} superpatches of {len(scans)} scans, {int(table['easy'].sum())} of them empty", flush=True)
-    material = None
+    material: dict[str, NDArray[Any]] = {}
     with device_for(device) as place:
         network = network.to(place).eval()
         precision = resolve_precision(probing.precision, place)
@@ -76,8 +77,7 @@ def evaluate(spec: Mapping[str, Any], device: str = "auto") -> None:
             rows += found
             timing["reconstruction_seconds"] = time.perf_counter() - start
         timing["device"] = torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu"
-    if material is not None:
-        write_bytes(out / "reconstruction.npz", _npz(material))
+    write_bytes(out / "reconstruction.npz", _npz(material))
     write_table(out / "predictions.parquet", predictions)
     write_rows(out / "rows.parquet", [{"run": spec["run"]} | row for row in rows])
     timing["seconds"] = time.perf_counter() - began
@@ -100,6 +100,7 @@ def _cached_features(
     edge = spec["identity"]["superpatch"]
     key = {
         "encoding": ENCODING,
+        "data": nemesis.data.VERSION,
         "checkpoint": file_sha256(Path(spec["checkpoint"])),
         "method": [method.card.name, method.card.version, method.settings.model_dump(mode="json")],
         "scans": [[case.dataset, case.case, scans.row(i)["content_hash"]] for i, case in enumerate(scans.cases)],

@@ -58,7 +58,8 @@ def _reconstructions(spec: Mapping[str, Any]) -> Figure:
         path = Path(entry["evaluation"]) / "reconstruction.npz"
         if path.exists():
             with np.load(path, allow_pickle=False) as material:
-                return reconstructions(dict(material), f"{label}, seed {entry['seed']}")
+                if material.files:  # empty where the method does not reconstruct
+                    return reconstructions(dict(material), f"{label}, seed {entry['seed']}")
     return _sentence("No method of this experiment reconstructs its input.")
 
 

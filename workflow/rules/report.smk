@@ -57,6 +57,9 @@ rule print_tables:
 rule draw_figures:
     input:
         experiment=EXPERIMENT.report_file,
+        reconstructions=expand(
+            f"{FOLDER}/evaluation/{{run}}/reconstruction.npz", run=RUNS
+        ),
         collected=COLLECTED_FILES,
         tables=TABLE_FILES,
     output:
