@@ -123,7 +123,6 @@ class Experiment:
                 for stage in (nemesis.data, nemesis.models, nemesis.training, nemesis.evaluation, nemesis.report)
             },
             "datasets": sorted({case.dataset for case in self.evaluation}),
-            "patients": {"pretraining": len(self.pretraining), "evaluation": len(self.evaluation)},
             "transductive": self.config.pools.transductive,
             "bootstrap": self.config.probe.bootstrap,
             "seed": self.config.probe.split_seed,

@@ -7,7 +7,10 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -35,6 +38,16 @@ def write_text_if_changed(path: Path, content: str) -> None:
     """Write text atomically unless the file already says exactly that, so that its time stamp tells of real changes."""
     if not path.is_file() or path.read_text(encoding="utf-8") != content:
         write_text(path, content)
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Write a table atomically, without pandas' metadata, which carries library versions: equal content, equal bytes."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    sink = pa.BufferOutputStream()
+    parquet.write_table(table.replace_schema_metadata(None), sink, compression="zstd")
+    write_bytes(path, sink.getvalue().to_pybytes())
 
 
 def canonical_json(value: Any) -> str:

@@ -30,7 +30,7 @@ from nemesis.data.readers import SMALLEST, Volume, read_labels, read_volume, res
 from nemesis.data.store import write_volume
 from nemesis.data.superpatches import brightest, grid_foreground
 from nemesis.errors import Fault, NemesisError
-from nemesis.files import write_bytes, write_text
+from nemesis.files import write_parquet, write_text
 
 log = logging.getLogger(__name__)
 
@@ -260,7 +260,6 @@ def check(verdict_paths: Sequence[Path], out: Path) -> None:
         NemesisError: with every fault of every refused scan.
     """
     import pyarrow as pa
-    from pyarrow import parquet
 
     rows: list[dict[str, Any]] = []
     faults: list[Fault] = []
@@ -288,6 +287,4 @@ def check(verdict_paths: Sequence[Path], out: Path) -> None:
     columns |= {"hu_mean": number, "hu_std": number, "hu_min": whole, "hu_max": whole, "foreground": number}
     columns |= {"content_hash": text, "fingerprint": text, "label_fingerprint": text}
     schema = pa.schema(list(columns.items()))
-    buffer = pa.BufferOutputStream()
-    parquet.write_table(pa.Table.from_pylist(rows, schema=schema), buffer)
-    write_bytes(out, buffer.getvalue().to_pybytes())
+    write_parquet(out, pa.Table.from_pylist(rows, schema=schema))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,11 +19,11 @@ from nemesis.data.superpatches import Scans, evaluation_superpatches
 from nemesis.evaluation.features import ENCODING, features
 from nemesis.evaluation.probe import probe
 from nemesis.evaluation.reconstruction import reconstruct, stitched_cases
-from nemesis.evaluation.rows import write_rows, write_table
-from nemesis.files import digest, file_sha256, write_bytes, write_text
+from nemesis.evaluation.rows import write_rows
+from nemesis.files import digest, file_sha256, write_bytes, write_parquet, write_text
 from nemesis.method import Method, create
 from nemesis.models.checkpoint import load_weights
-from nemesis.training.device import Precision, device_for, resolve_precision, set_threads
+from nemesis.training.device import Precision, device_for, peak_memory_mib, resolve_precision, set_threads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,11 +76,10 @@ def evaluate(spec: Mapping[str, Any], device: str = "auto") -> None:
             timing["reconstruction_seconds"] = time.perf_counter() - start
         timing["device"] = torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu"
     write_bytes(out / "reconstruction.npz", _npz(material))
-    write_table(out / "predictions.parquet", predictions)
+    write_parquet(out / "predictions.parquet", predictions)
     write_rows(out / "rows.parquet", [{"run": spec["run"]} | row for row in rows])
     timing["seconds"] = time.perf_counter() - began
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, in KiB elsewhere
-    timing["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    timing["peak_memory_mib"] = peak_memory_mib(place)
     write_text(out / "timing.json", json.dumps(timing, indent=1) + "\n")
 
 

@@ -21,7 +21,6 @@ n_patients, n_superpatches   behind the value
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nemesis.files import write_bytes
+from nemesis.files import write_parquet
 
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("run", "dataset", "protocol", "selection")]
@@ -51,17 +50,10 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     unknown = sorted({name for row in rows for name in row} - set(ROW_COLUMNS))
     if unknown:
         raise ValueError(f"rows have no such columns: {unknown}")
-    write_table(path, pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA))
+    write_parquet(path, pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA))
 
 
 def read_rows(path: Path) -> pd.DataFrame:
     """The rows of a file as a data frame with the columns :data:`ROW_COLUMNS`."""
     frame: pd.DataFrame = pq.read_table(path, schema=SCHEMA).to_pandas()
     return frame
-
-
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a table as Parquet, atomically and with the same bytes for the same content."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    write_bytes(path, buffer.getvalue())

@@ -21,12 +21,6 @@ def visible_count(n: int, ratio: float) -> int:
     return max(1, math.floor(n * (1.0 - ratio) + 1e-9))  # the epsilon keeps 10 × (1 − 0.1) at 9
 
 
-def effective_ratio(grid: tuple[int, int, int], plane_ratio: float, axis_ratio: float) -> float:
-    """Share of all tokens that :func:`plane_axis_mask` hides."""
-    slices, columns = grid[0], grid[1] * grid[2]
-    return 1.0 - visible_count(slices, axis_ratio) * visible_count(columns, plane_ratio) / (slices * columns)
-
-
 def plane_axis_mask(
     grid: tuple[int, int, int],
     plane_ratio: float,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemesis.errors import Fault, NemesisError
-from nemesis.files import write_bytes
+from nemesis.files import write_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,16 +55,6 @@ def collect(spec: Mapping[str, Any], out: Path) -> None:
         [(name, pa.string()) for name in ("run", "stage", "name")] + [("value", pa.float64()), ("text", pa.string())]
     )
     write_parquet(out / "timings.parquet", pa.Table.from_pylist(list(_timings(spec)), schema=timings))
-
-
-def write_parquet(path: Path, table: pa.Table) -> None:
-    """Atomically, and without pandas' metadata, which carries library versions."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata(None), sink, compression="zstd")
-    write_bytes(path, sink.getvalue().to_pybytes())
 
 
 def labels_in_order(spec: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import getpass
 import os
+import resource
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -78,3 +80,11 @@ def set_threads(threads: int) -> None:
 def arithmetic(device: torch.device, precision: Precision) -> torch.autocast:
     """The context in which a frozen network computes."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Of the GPU where there is one, else the process's largest resident size."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, in KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

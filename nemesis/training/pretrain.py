@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import sys
 import time
 from pathlib import Path
@@ -23,7 +22,7 @@ from nemesis.method import Batch, Method, create
 from nemesis.models.checkpoint import save_weights
 from nemesis.models.keyed import Keys, seed_at
 from nemesis.training.crops import Crops, RankBatches, crop_loader
-from nemesis.training.device import device_for, resolve_precision, set_threads
+from nemesis.training.device import device_for, peak_memory_mib, resolve_precision, set_threads
 from nemesis.training.progress import TrainingProgress
 from nemesis.training.schedule import learning_rate
 from nemesis.training.state import load_state, save_state
@@ -202,13 +201,6 @@ class _Training:
         return {
             "seconds": round(seconds, 3),
             "superpatches_per_second": round((recipe.steps - self.first) * recipe.batch_size / max(seconds, 1e-9), 3),
-            "peak_memory_mib": round(_peak_memory_mib(fabric.device), 1),
+            "peak_memory_mib": round(peak_memory_mib(fabric.device), 1),
             "precision": self.precision,
         }
-
-
-def _peak_memory_mib(device: torch.device) -> float:
-    """Of the GPU where there is one, else the process's largest resident size."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
