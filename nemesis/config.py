@@ -182,7 +182,7 @@ class Probe(Section):
         min_length=1,
     )
     fixed_regularisation: float = key(
-        0.01, "C where there are fewer than 5 training patients; such cells are marked", "1/L2", gt=0
+        0.1, "C where there are fewer than 5 training patients; such cells are marked", "1/L2", gt=0
     )
     neighbours: int = key(15, "Neighbours of the k-NN protocol (cosine similarity)", "superpatches", ge=1)
     precision: Literal["auto", "32-true", "bf16-mixed"] = key(
