@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +15,25 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write atomically: a temporary file beside the target, fsync, rename."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside ``path``, to be filled: it takes that name once it is whole and on disk, or vanishes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield Path(name)
+        os.fsync(handle)
         os.chmod(name, 0o644)  # mkstemp's 0600 would lock collaborators out of shared results
         os.replace(name, path)
-    except BaseException:
+    finally:
+        os.close(handle)
         Path(name).unlink(missing_ok=True)
-        raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write atomically."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(path: Path, content: str) -> None:

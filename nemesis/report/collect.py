@@ -10,13 +10,12 @@ timings.parquet       run, stage, name, value, text: wall-clock and memory, whic
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemesis.errors import Fault, NemesisError
-from nemesis.files import write_parquet
+from nemesis.files import replacing, write_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -120,22 +119,21 @@ def _merge_predictions(evaluations: Mapping[str, Path], out: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
     writer = None
-    for run, folder in evaluations.items():
-        table = _read(folder / "predictions.parquet")
-        if "run" in table.column_names:
-            table = table.drop_columns("run")
-        table = table.add_column(0, "run", pa.array([run] * len(table), pa.string()))
-        for number, field in enumerate(table.schema):
-            if pa.types.is_dictionary(field.type) or pa.types.is_large_string(field.type):
-                table = table.set_column(number, field.name, table.column(number).cast(pa.string()))
-        if writer is None:
-            writer = pq.ParquetWriter(temporary, table.schema, compression="zstd", use_dictionary=True)
-        writer.write_table(table.cast(writer.schema), row_group_size=max(1, len(table)))
-    if writer is not None:
-        writer.close()
-        temporary.replace(out)
+    with replacing(out) as temporary:
+        for run, folder in evaluations.items():
+            table = _read(folder / "predictions.parquet")
+            if "run" in table.column_names:
+                table = table.drop_columns("run")
+            table = table.add_column(0, "run", pa.array([run] * len(table), pa.string()))
+            for number, field in enumerate(table.schema):
+                if pa.types.is_dictionary(field.type) or pa.types.is_large_string(field.type):
+                    table = table.set_column(number, field.name, table.column(number).cast(pa.string()))
+            if writer is None:
+                writer = pq.ParquetWriter(temporary, table.schema, compression="zstd", use_dictionary=True)
+            writer.write_table(table.cast(writer.schema), row_group_size=max(1, len(table)))
+        if writer is not None:
+            writer.close()
 
 
 def _curves(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
