@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from nemesis.config import key
 from nemesis.method import Batch, Method, MethodCard, PretextLoss, Reconstruction, Settings, register
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 class AutoEncoderSettings(Settings):
     """Size of the network."""
 
-    channels: tuple[int, ...] = key(
+    channels: tuple[Annotated[int, Field(gt=0)], ...] = key(
         (16, 32, 64, 128), "Channels of the stages, each of which halves the edge", "channels", min_length=1
     )
     residual_units: int = key(2, "Convolutions per stage, with a residual connection", "convolutions", ge=0)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from nemesis.errors import Fault, NemesisError
 
@@ -34,6 +34,7 @@ BTCV_LABELS = {
 }
 SHARED_FOLDERS = ("data", "mlartifacts", "pools", "runs")  # of results/
 PROBE_ORGANS = ["aorta", "gallbladder", "spleen", "left kidney", "right kidney", "liver", "stomach", "pancreas"]
+MIN_EVALUATION_PATIENTS = 3  # with fewer, no fold leaves two patients to train on
 
 
 def key(default: Any, description: str, unit: str = "–", **constraints: Any) -> Any:
@@ -45,17 +46,32 @@ def key(default: Any, description: str, unit: str = "–", **constraints: Any) -
     return Field(description=description, json_schema_extra={"unit": unit}, **constraints)
 
 
-class Section(BaseModel):
-    """Base of every part of the configuration: unknown keys are errors, values do not change after loading."""
+H = TypeVar("H", bound=Hashable)
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+def _different(values: list[H]) -> list[H]:
+    if twice := [value for place, value in enumerate(values) if value in values[:place]]:
+        raise ValueError(f"{twice[0]!r} stands twice")
+    return values
+
+
+Positive = Annotated[float, Field(gt=0)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Different = AfterValidator(_different)
+
+
+class Section(BaseModel):
+    """Base of every part of the configuration: unknown keys and infinite numbers are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Preparation(Section):
     """How a scan becomes numbers in [0, 1]; part of every run's identity."""
 
     hu_window: tuple[float, float] = key((-175.0, 250.0), "Window that is mapped linearly to [0, 1] and clipped", "HU")
-    spacing_mm: tuple[float, float, float] | None = key(
+    spacing_mm: tuple[Positive, Positive, Positive] | None = key(
         None, "Voxel size to resample to, in (D, H, W) order; null keeps the native grid", "mm"
     )
     foreground_floor: float = key(
@@ -143,7 +159,7 @@ class Pretraining(Section):
     min_learning_rate: float = key(1e-6, "Learning rate at the end of the cosine", ge=0)
     warmup_fraction: float = key(0.1, "Share of the steps with linear warm-up (released: 5 of 50 epochs)", "[0, 1]", ge=0, le=1)
     weight_decay: float = key(0.05, "Weight decay of AdamW", ge=0)
-    betas: tuple[float, float] = key((0.9, 0.95), "Momentum coefficients of AdamW")
+    betas: tuple[Momentum, Momentum] = key((0.9, 0.95), "Momentum coefficients of AdamW")
     clip_norm: float = key(1.0, "Gradient norm is clipped to this", gt=0)
     precision: Literal["auto", "32-true", "bf16-mixed"] = key(
         "auto", "Arithmetic; auto is bf16-mixed where the device computes it, else 32-true"
@@ -156,7 +172,7 @@ class MethodEntry(Section):
 
     name: str = key(..., "Registered name of the method")
     label: str | None = key(None, "Name to print; null takes the card's title")
-    seeds: list[int] | None = key(None, "Seeds of this method; null takes the common list")
+    seeds: Annotated[list[Seed], Different] | None = key(None, "Seeds of this method; null takes the common list")
     settings: dict[str, Any] = key({}, "The method's own keys (tables below)")
     pretraining: dict[str, Any] = key({}, "Keys of `pretraining` that differ for this method")
 
@@ -166,16 +182,16 @@ class Probe(Section):
 
     folds: int = key(5, "Folds by patient inside the evaluation pool", "folds", ge=2)
     split_seed: int = key(0, "Seed of folds and label-fraction draws", ge=0)
-    label_fractions: list[float] = key(
+    label_fractions: Annotated[list[float], Different] = key(
         [0.1, 0.25, 0.5, 1.0],
         "Shares of the training patients whose labels are used; nested, at least 2 patients",
         "(0, 1]",
         min_length=1,
     )
     draws: int = key(5, "Repetitions of each label fraction below 1", "draws", ge=1)
-    protocols: list[Literal["linear", "knn"]] = key(["linear", "knn"], "Frozen protocols", min_length=1)
+    protocols: Annotated[list[Literal["linear", "knn"]], Different] = key(["linear", "knn"], "Frozen protocols", min_length=1)
     positive_voxels: int = key(100, "A superpatch is positive for an organ with more voxels of it than this", "voxels", ge=0)
-    regularisation: list[float] = key(
+    regularisation: list[Positive] = key(
         [0.001, 0.01, 0.1, 1.0],
         "Inverse L2 strengths C tried by inner cross-validation over training patients",
         "1/L2",
@@ -220,8 +236,10 @@ class Config(Section):
     preparation: Preparation = key(Preparation(), "How a scan becomes numbers in [0, 1]")
     pools: Pools = key(..., "Who is pretrained on and who is evaluated on")
     superpatch: int = key(128, "Edge of a superpatch, the cube that a method sees", "voxels", ge=8)
-    organs: list[str] = key(PROBE_ORGANS, "Organs whose presence is probed, as named by the dataset's labels", min_length=1)
-    seeds: list[int] = key([0], "Pretraining seeds", min_length=1)
+    organs: Annotated[list[str], Different] = key(
+        PROBE_ORGANS, "Organs whose presence is probed, as named by the dataset's labels", min_length=1
+    )
+    seeds: Annotated[list[Seed], Different] = key([0], "Pretraining seeds", min_length=1)
     methods: list[Annotated[MethodEntry, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)]] = key(
         ..., "The methods to compare", min_length=1
     )
@@ -230,7 +248,10 @@ class Config(Section):
     reconstruction: Reconstruction = key(Reconstruction(), "How reconstructions are judged and drawn")
     device: Literal["auto", "cpu", "cuda"] = key("auto", "Where networks run; auto takes a GPU where there is one")
     loader_workers: int = key(0, "Processes that cut crops beside a training process; never changes results", "processes", ge=0)
-    state_every: int = key(100, "Steps between two saved states that an interrupted training resumes from", "steps", ge=1)
+    state_every: int = key(
+        100, "Steps between two saved states that an interrupted training resumes from, rounded up to a multiple of 10", "steps",
+        ge=1,
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _experiment_takes_no_shared_folder(self) -> Config:
@@ -316,6 +337,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise NemesisError(Fault(str(path), "is not a mapping of keys", "See config/README.md"))
     base = content.pop("extends", None)
+    if base is not None and not isinstance(base, str):
+        raise NemesisError(Fault(str(path), f"`extends: {base!r}` is not the name of a file", "Write `extends: other.yaml`."))
     return content if base is None else _merge(_read(path.parent / base, (*seen, path)), content)
 
 

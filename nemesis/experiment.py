@@ -6,29 +6,30 @@ jobs depend on (manifests, pools, the experiment itself) are written on the way,
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import nemesis.data
 import nemesis.evaluation
 import nemesis.report
-from nemesis.config import Config, Dataset, merged, without_unknown_keys
-from nemesis.data.cases import Case, check_organs, label_numbers, list_cases, write_manifest
+from nemesis.config import MIN_EVALUATION_PATIENTS, Config, Dataset, merged, without_unknown_keys
+from nemesis.data.cases import SCORED_KINDS, Case, check_organs, label_numbers, list_cases, write_manifest
 from nemesis.data.pools import split, write_pool
 from nemesis.errors import Fault, NemesisError
 from nemesis.files import digest, write_text_if_changed
+from nemesis.method import find
 from nemesis.runs import Run, plan_runs
 
-MIN_EVALUATION_PATIENTS = 3
 RESOURCES = ("device", "loader_workers", "state_every", "data_root")  # keys that no number depends on
 
 
 @dataclass(frozen=True)
 class PlannedDataset:
-    """A dataset, its cases, the folder of its stored volumes, and the small file that stands for the raw scans."""
+    """A dataset, its cases in either pool, the folder of its stored volumes, and the small file that stands for the raw scans."""
 
     config: Dataset
     root: Path | None
@@ -81,6 +82,7 @@ class Experiment:
     def evaluate_spec(self, run_id: str) -> dict[str, Any]:
         """What `nemesis evaluate` needs to know of a run, and nothing else."""
         run, config = self.run(run_id), self.config
+        reconstructs = find(run.method).card.reconstructs
         return {
             "run": run.id,
             "identity": run.identity,
@@ -91,7 +93,7 @@ class Experiment:
             "label_numbers": {dataset.config.name: dataset.label_numbers for dataset in self.datasets},
             "preparation": config.preparation.model_dump(mode="json"),
             "probe": config.probe.model_dump(mode="json", exclude={"bootstrap"}),
-            "reconstruction": config.reconstruction.model_dump(mode="json"),
+            **({"reconstruction": config.reconstruction.model_dump(mode="json")} if reconstructs else {}),
             "out": str(self.evaluation_folder(run_id)),
             "features": str(self.run_folder(run_id) / "features"),
             "version": nemesis.evaluation.VERSION,
@@ -123,7 +125,9 @@ class Experiment:
                 for stage in (nemesis.data, nemesis.models, nemesis.training, nemesis.evaluation, nemesis.report)
             },
             "datasets": sorted({case.dataset for case in self.evaluation}),
-            "transductive": self.config.pools.transductive,
+            "transductive": len(
+                {(c.dataset, c.patient) for c in self.pretraining} & {(c.dataset, c.patient) for c in self.evaluation}
+            ),
             "bootstrap": self.config.probe.bootstrap,
             "seed": self.config.probe.split_seed,
             "runs": [
@@ -141,8 +145,8 @@ class Experiment:
 
     @property
     def report_file(self) -> Path:
-        """:meth:`report_spec` as a file."""
-        return self.folder / "experiment.json"
+        """:meth:`report_spec` as a file, named by its content: a plan of something else leaves a running workflow's alone."""
+        return self.folder / f"experiment-{digest(self.report_spec())}.json"
 
 
 def plan(paths: list[Path], overrides: Mapping[str, Any] | None = None, results: Path = Path("results")) -> Experiment:
@@ -168,22 +172,19 @@ def plan(paths: list[Path], overrides: Mapping[str, Any] | None = None, results:
     pretraining: list[Case] = []
     evaluation: list[Case] = []
     if len(datasets) == len(config.datasets):
+        numbers = {d.config.name: d.label_numbers for d in datasets}
+        organs = set(config.organs)
         try:
-            check_organs(config.organs, {d.config.name: d.label_numbers for d in datasets})
+            check_organs(config.organs, numbers)
         except NemesisError as error:
             faults += error.faults
+            organs = {organ for of_dataset in numbers.values() for organ in of_dataset}  # a misspelt one may be any
         try:
             pretraining, evaluation = split([case for d in datasets for case in d.cases], config.pools)
         except NemesisError as error:
             faults += error.faults
         else:
-            patients = len({(case.dataset, case.patient) for case in evaluation})
-            if patients < MIN_EVALUATION_PATIENTS:
-                what = f"{patients} evaluation patients are too few to fit on some and test on others"
-                faults.append(Fault("pools.evaluation", what, f"Name at least {MIN_EVALUATION_PATIENTS}."))
-            elif patients < config.probe.folds:
-                what = f"{config.probe.folds} folds are more than the {patients} evaluation patients"
-                faults.append(Fault("probe.folds", what, f"Set it to at most {patients}."))
+            faults += _evaluation_faults(config, evaluation, organs, numbers)
     pool_digest = _digest_of(pretraining)
     try:
         runs = plan_runs(config, pool_digest)
@@ -192,6 +193,8 @@ def plan(paths: list[Path], overrides: Mapping[str, Any] | None = None, results:
     if faults:
         raise NemesisError(faults)
     evaluation_digest = digest([[c.dataset, c.case, c.fingerprint, c.label_fingerprint] for c in evaluation])
+    used = {case.name for case in (*pretraining, *evaluation)}
+    datasets = [replace(d, cases=[case for case in d.cases if case.name in used]) for d in datasets]
     pools = results / "pools"
     experiment = Experiment(
         config, results, datasets, pretraining, evaluation,
@@ -203,6 +206,36 @@ def plan(paths: list[Path], overrides: Mapping[str, Any] | None = None, results:
     write_pool(experiment.evaluation_pool, evaluation, labels=True)
     write_text_if_changed(experiment.report_file, json.dumps(experiment.report_spec(), indent=1, ensure_ascii=False) + "\n")
     return experiment
+
+
+def _evaluation_faults(
+    config: Config, evaluation: list[Case], organs: Collection[str], numbers: Mapping[str, Collection[str]]
+) -> list[Fault]:
+    """What does not fit the evaluation pool: its patients with labels of these organs, the folds, the stitched cases."""
+    faults = []
+    patients = len({(c.dataset, c.patient) for c in evaluation if _may_show(c, organs, numbers[c.dataset])})
+    if patients < MIN_EVALUATION_PATIENTS:
+        what = f"{patients} evaluation patients with labels of the probed organs are too few to fit on some and test on others"
+        faults.append(Fault("pools.evaluation", what, f"Name at least {MIN_EVALUATION_PATIENTS}, or probe other `organs`."))
+    elif patients < config.probe.folds:
+        what = f"{config.probe.folds} folds are more than the {patients} evaluation patients with labels of the probed organs"
+        faults.append(Fault("probe.folds", what, f"Set it to at most {patients}."))
+    names = [case.name for case in evaluation]
+    for name in config.reconstruction.stitched:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            remedy = f"Did you mean '{close[0]}'?" if close else f"Its cases: {', '.join(names)}."
+            faults.append(Fault("reconstruction.stitched", f"'{name}' is no case of the evaluation pool", remedy))
+    return faults
+
+
+def _may_show(case: Case, organs: Collection[str], of_dataset: Collection[str]) -> bool:
+    """An organ was drawn in the case, or only ingestion can tell which were: a partial map of a plain folder."""
+    if case.kind not in SCORED_KINDS:
+        return False
+    if case.annotated is None and case.kind == "partial":
+        return True
+    return not set(organs).isdisjoint(of_dataset if case.annotated is None else case.annotated)
 
 
 def _plan_dataset(config: Config, dataset: Dataset, results: Path) -> PlannedDataset:

@@ -79,8 +79,7 @@ def print_plan(paths: list[Path], overrides: Mapping[str, Any], cores: int) -> N
             disk = sum(job.cost.disk_mib for job in of_rule)
             table.add_row(rule, str(len(of_rule)), _clock([job.cost.seconds for job in of_rule]), _mib(memory), _mib(disk))
     console.print(table)
-    console.print(f"About {_duration(wall_seconds(jobs, cores))} on {cores} cores like those of the recording, "
-                  f"{_mib(sum(job.cost.disk_mib for job in jobs))} of disk.")  # fmt: skip
+    console.print(sum_line(jobs, cores))
     unknown = sorted({f"{job.rule} {job.wildcard}".strip() for job in jobs if job.cost.seconds is None})
     if unknown:
         console.print(f"Not in these sums, as nothing like it was recorded ({len(unknown)}): {', '.join(unknown[:8])}"
@@ -93,7 +92,7 @@ def record(paths: list[Path], overrides: Mapping[str, Any]) -> None:
     timings = _read_timings()
     for dataset in experiment.datasets:
         measured = _benchmark(experiment, "ingest_scans", dataset.config.name)
-        if measured:
+        if measured and dataset.cases:
             stored = sum(file.stat().st_size for file in dataset.folder.rglob("*") if file.is_file())
             timings["ingest_scans"][_ingest_key(experiment, dataset)] = {
                 "what": f"{dataset.config.name}, a case",
@@ -128,6 +127,13 @@ def record(paths: list[Path], overrides: Mapping[str, Any]) -> None:
         if measured:
             timings["fixed"][rule] = {"seconds": round(measured["s"], 2), "memory_mib": round(measured["max_rss"])}
     write_text(TIMINGS, json.dumps(timings, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def sum_line(jobs: list[Job], cores: int) -> str:
+    """Time and disk of all jobs in a sentence, which says "at least" where some job was never recorded."""
+    about = "At least" if any(job.cost.seconds is None for job in jobs) else "About"
+    disk = _mib(sum(job.cost.disk_mib for job in jobs))
+    return f"{about} {_duration(wall_seconds(jobs, cores))} on {cores} cores like those of the recording, {disk} of disk."
 
 
 def wall_seconds(jobs: list[Job], cores: int) -> float:
@@ -185,14 +191,14 @@ def _pretrain_key(identity: Mapping[str, Any]) -> str:
 
 
 def _evaluate_key(experiment: Experiment, identity: Mapping[str, Any]) -> str:
-    return digest(
-        [
-            identity["method"],
-            identity["settings"],
-            identity["superpatch"],
-            experiment.config.probe.model_dump(mode="json"),
-        ]
-    )
+    """What a patient's evaluation costs depends on; seeds, thresholds, values of C and the bootstrap cost nothing here."""
+    probe = experiment.config.probe
+    cost = probe.model_dump(
+        mode="json", include={"folds", "draws", "label_fractions", "protocols", "precision", "threads"}
+    ) | {"regularisation": len(set(probe.regularisation))}  # fmt: skip
+    pool = [case.dataset for case in experiment.evaluation]
+    scans = [[_ingest_key(experiment, d), pool.count(d.config.name)] for d in experiment.datasets if d.config.name in pool]
+    return digest([identity["method"], identity["settings"], identity["superpatch"], cost, scans])
 
 
 def _pending(paths: list[Path], overrides: Mapping[str, Any], cores: int) -> list[tuple[str, str]]:

@@ -67,6 +67,11 @@ def without_password(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
 
 
+def server() -> str:
+    """The server that the user names in ``MLFLOW_TRACKING_URI``, as it may be shown; empty where there is none."""
+    return without_password(os.environ.get("MLFLOW_TRACKING_URI", "").strip())
+
+
 def _destination(results: Path) -> tuple[str, str | None]:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     if not uri:

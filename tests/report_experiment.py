@@ -72,7 +72,7 @@ def make_experiment(root: Path, datasets: tuple[str, ...] = ("phantom",)) -> dic
         "versions": {"data": 1, "report": 1},
         "datasets": list(datasets),
         "patients": {"pretraining": 20, "evaluation": PATIENTS},
-        "transductive": False,
+        "transductive": 0,
         "bootstrap": 200,
         "seed": 0,
         "runs": runs,

@@ -190,7 +190,8 @@ def _files(task: _Task) -> Prepared:
         try:
             labels = read_labels(root / case.label, volume)
             found = {int(n) for n in np.flatnonzero(_label_voxels(labels)[1:]) + 1}
-            if not found & set(numbers.values()):
+            declared = case.kind == "exhaustive" or bool(case.annotated)  # then an empty map says: none of them is here
+            if not found & set(numbers.values()) and (found or not declared):
                 only = ", ".join(str(n) for n in sorted(found)) or "background"
                 what = f"holds none of the label numbers {', '.join(map(str, numbers.values()))}, only {only}"
                 remedy = "Correct the numbers (`label_numbers`, dataset.json), or remove the map if nothing is drawn."

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nemesis.errors import Fault, NemesisError
 from nemesis.files import write_bytes
 
 AIR = -1024  # HU that padding is filled with
@@ -52,6 +53,10 @@ class StoredVolume:
         if self._handle is None:
             import blosc2
 
+            if not self.path.exists():
+                what = "is missing from the store"
+                remedy = "Make it again: snakemake <your arguments> --forcerun ingest_scans --until check_cohort"
+                raise NemesisError(Fault(str(self.path), what, remedy))
             # Not mapped into memory: a mapping holds a file descriptor, and cohorts have thousands of volumes.
             self._handle = blosc2.open(str(self.path), mode="r", dparams=blosc2.DParams(nthreads=1))
         return self._handle

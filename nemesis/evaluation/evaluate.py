@@ -39,8 +39,8 @@ def evaluate(spec: Mapping[str, Any], device: str = "auto") -> None:
     Args:
         spec: ``run`` (id); ``identity`` with ``method``, ``settings`` and ``superpatch``; ``checkpoint``, ``pool`` (of
             evaluation) and ``index`` (paths); ``organs`` (names); ``label_numbers`` (dataset → organ → number);
-            ``preparation``, ``probe``, ``reconstruction`` (sections of the configuration); ``out`` (folder);
-            ``features`` (folder of the cached features).
+            ``preparation``, ``probe`` and, if the method reconstructs, ``reconstruction`` (sections of the configuration);
+            ``out`` (folder); ``features`` (folder of the cached features).
         device: auto (a GPU where there is one), cpu or cuda.
 
     Raises:
@@ -56,8 +56,8 @@ def evaluate(spec: Mapping[str, Any], device: str = "auto") -> None:
     network = method.build()
     load_weights(network, Path(spec["checkpoint"]))
     scans = Scans(Path(spec["pool"]), Path(spec["index"]), Preparation.model_validate(spec["preparation"]))
-    settings = Reconstruction.model_validate(spec["reconstruction"])
     if method.card.reconstructs:  # a wrong name is told now, not after the probe
+        settings = Reconstruction.model_validate(spec["reconstruction"])
         stitched_cases([f"{case.dataset}/{case.case}" for case in scans.cases], settings)
     table = evaluation_superpatches(scans, identity["superpatch"], spec["organs"], spec["label_numbers"], probing.positive_voxels)
     print(f"{len(table)} superpatches of {len(scans)} scans, {int(table['easy'].sum())} of them empty", flush=True)

@@ -34,13 +34,12 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from threadpoolctl import threadpool_limits
 
-from nemesis.config import Probe
+from nemesis.config import MIN_EVALUATION_PATIENTS, Probe
 from nemesis.data.pools import folds, label_subsets
 from nemesis.errors import Fault, NemesisError
 from nemesis.evaluation.progress import progress
 from nemesis.evaluation.statistics import METRICS, Cell, EasyNegatives, cell_score, cells
 
-MIN_PATIENTS = 3  # with fewer, no fold leaves two patients to train on
 MIN_PATIENTS_FOR_SELECTION = 5
 INNER_FOLDS = 5
 KNN_TEMPERATURE = 0.07
@@ -102,13 +101,13 @@ class _Data:
 
 
 def check_patients(patients: int) -> None:
-    """Planning's check of the evaluation pool.
+    """The check of what planning cannot know: in how many patients the probed organs turned out to be drawn.
 
     Raises:
         NemesisError: fewer patients than a probe needs.
     """
-    if patients < MIN_PATIENTS:
-        what = f"the probe needs {MIN_PATIENTS} evaluation patients with labels of its organs, there are {patients}"
+    if patients < MIN_EVALUATION_PATIENTS:
+        what = f"the probe needs {MIN_EVALUATION_PATIENTS} evaluation patients with labels of its organs, there are {patients}"
         raise NemesisError(Fault("pools.evaluation", what, "Add labelled patients to the evaluation pool"))
 
 
@@ -155,7 +154,10 @@ def probe(
 def _problems(patients: list[str], settings: Probe) -> list[Problem]:
     check_patients(len(patients))
     found = []
-    tests = folds(patients, min(settings.folds, len(patients)), settings.split_seed)
+    k = min(settings.folds, len(patients))
+    if k < settings.folds:
+        print(f"probe: {k} folds, not {settings.folds}, as only {len(patients)} patients have labels of its organs", flush=True)
+    tests = folds(patients, k, settings.split_seed)
     for fold, test in enumerate(tests):
         train = [patient for patient in patients if patient not in set(test)]
         for draw in range(settings.draws):

@@ -88,18 +88,22 @@ def _ssim_map(a: Tensor, b: Tensor) -> Tensor:
 def measure(truth: Tensor, hidden: Tensor, predicted: Tensor, unmasked: Tensor) -> dict[Measure, float]:
     """All figures of one volume, each tensor (D, H, W).
 
+    ``masked`` is NaN where nothing or everything is hidden: filling with the mean of the visible voxels, which stands
+    beside it, needs both. ``whole`` under a mask is NaN where nothing is hidden, for the input would be compared with
+    itself.
+
     Args:
         truth: the input.
         hidden: True where the network did not see it.
         predicted: what it then said.
         unmasked: what it says when it sees everything.
     """
-    pasted = torch.where(hidden, predicted, truth)
+    pasted, some = torch.where(hidden, predicted, truth), bool(hidden.any())
     return {
-        (True, "masked", "psnr"): psnr(predicted[hidden], truth[hidden]),
+        (True, "masked", "psnr"): float("nan") if hidden.all() else psnr(predicted[hidden], truth[hidden]),
         (True, "visible", "psnr"): psnr(predicted[~hidden], truth[~hidden]),
-        (True, "whole", "psnr"): psnr(pasted, truth),
-        (True, "whole", "ssim"): ssim(pasted, truth) if hidden.any() else float("nan"),
+        (True, "whole", "psnr"): psnr(pasted, truth) if some else float("nan"),
+        (True, "whole", "ssim"): ssim(pasted, truth) if some else float("nan"),
         (False, "whole", "psnr"): psnr(unmasked, truth),
         (False, "whole", "ssim"): ssim(unmasked, truth),
     }
@@ -154,8 +158,9 @@ def reconstruct(
 
     Returns:
         Rows (:mod:`nemesis.evaluation.rows`): psnr and ssim by region, psnr_visible_mean (hidden voxels filled with the
-        mean of their superpatch's visible ones) and effective_mask_ratio, per superpatch with easy negatives out and
-        in; psnr and ssim of the stitched volumes.
+        mean of their superpatch's visible ones; over the very superpatches that the psnr of region masked is over) and
+        effective_mask_ratio, per superpatch with easy negatives out and in, each with the number of superpatches that
+        its mean is over; psnr and ssim of the stitched volumes.
         The figure's material: ``input`` and ``reconstruction`` (pasted; of a method that hides nothing its prediction)
         as uint8 with 255 at the window's upper end, ``hidden`` as bool, each the first stitched volume (D, H, W), and
         ``spacing`` (3,) in mm.
@@ -182,7 +187,7 @@ def reconstruct(
             truth, hidden = voxels[inside], masked.hidden[inside]
             predicted, whole = masked.prediction[inside].float(), unmasked.prediction[inside].float()
             found = measure(truth, hidden, predicted, whole)
-            filled = truth[~hidden].mean().expand(int(hidden.sum()))
+            filled = truth[~hidden].mean().expand(int(hidden.sum()))  # NaN where nothing is visible, and so its PSNR
             found[True, "masked", "psnr_visible_mean"] = psnr(filled, truth[hidden])
             found[True, None, "effective_mask_ratio"] = masked.hidden[number].float().mean().item()
             for name, value in found.items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from pydantic import Field
 
 from nemesis.config import key
 from nemesis.method import Batch, Method, MethodCard, PretextLoss, Reconstruction, Settings, register
@@ -41,7 +43,7 @@ class NemesisSettings(EncoderSettings):
     plane_mask_ratio: float = key(0.5, "Share of the in-plane columns that is hidden", "[0, 1)", ge=0, lt=1)
     axis_mask_ratio: float = key(0.5, "Share of the slices that is hidden", "[0, 1)", ge=0, lt=1)
     axis_masking: Literal["contiguous", "random"] = key("random", "Hidden slices: one block, or any")
-    noise: tuple[float, ...] = key(
+    noise: tuple[Annotated[float, Field(ge=0)], ...] = key(
         (0.0, 0.01, 0.03, 0.05),
         "Standard deviations ([0, 1] units) of the input noise; one is drawn per batch",
         "[0, 1] units",
@@ -62,6 +64,8 @@ class NemesisEncoderMethod(Method[E_]):
     def check(self) -> None:
         """See :meth:`Method.check`."""
         s = self.settings
+        if s.patch is None and self.superpatch % GRID:
+            raise ValueError(f"superpatch {self.superpatch} is not a multiple of {GRID}, so `patch: null` gives no 8×8×8 grid")
         if self.superpatch % self.patch:
             raise ValueError(f"superpatch {self.superpatch} is not a multiple of patch {self.patch}")
         if s.embed_dim % (s.tokens * s.heads):

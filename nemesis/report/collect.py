@@ -33,8 +33,8 @@ def collect(spec: Mapping[str, Any], out: Path) -> None:
             predictions.parquet, timing.json and perhaps reconstruction.npz) and ``folder`` (run directory with
             run.json, checkpoint.safetensors, timing.json and perhaps curve.jsonl);
             ``config`` (the resolved configuration as a mapping, shown to readers); ``config_hash``; ``versions`` (name
-            → version); ``datasets`` (names of the evaluated datasets); ``transductive`` (bool); ``bootstrap``
-            (resamples); ``seed`` (of the bootstrap).
+            → version); ``datasets`` (names of the evaluated datasets); ``transductive`` (number of
+            evaluation patients that were pretrained on, too); ``bootstrap`` (resamples); ``seed`` (of the bootstrap).
 
     Raises:
         NemesisError: files that are missing, all at once.

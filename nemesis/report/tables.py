@@ -27,7 +27,20 @@ if TYPE_CHECKING:
 
 PROTOCOLS = {"linear": "linear probe", "knn": "k-NN", "finetune": "fine-tune"}
 PUBLISHED_ON = "BTCV"  # the data behind the papers' classification tables
-NOT_RUN = "not run"
+MEASURED, NOT_RUN = "measured", "not run"
+SIZES = ("n_patients", "n_superpatches")
+NOT_SCORABLE = "not scorable"  # run, but no organ has both classes in any test set
+
+MEASURES = {  # how a note calls the figures of reconstructions
+    "effective_mask_ratio": "hidden",
+    "psnr_masked": "PSNR masked",
+    "psnr_visible_mean": "visible-mean fill",
+    "psnr_visible": "PSNR visible",
+    "psnr_whole": "PSNR pasted",
+    "ssim_whole": "SSIM pasted",
+    "psnr_unmasked_input": "PSNR of unmasked input",
+    "ssim_unmasked_input": "SSIM of unmasked input",
+}
 
 Published = dict[str, list[dict[Any, Any]]]
 Record = dict[str, Any]
@@ -101,13 +114,14 @@ def main_table(
             score = partial(summarise, runs, protocol, **bootstrap)
             auroc = seen[label, protocol] = score(metric="auroc")
             paper = _published_row(spec, published["table2_main"], label, protocol)
-            record = _record(label, protocol, NOT_RUN if auroc.point is None else "measured", fraction)
+            record = _record(label, protocol, _status(auroc, runs, protocol), fraction)
             record |= _figures("auroc", auroc) | {"auroc_seed_sd": _spread(auroc)}
             record |= {"published_auroc": paper.get("auroc")}
-            record["auroc_minus_published"] = _minus(auroc.point, paper.get("auroc"))
+            comparable = paper if fraction == 1 else {}  # the published figures are at all labels
+            record["auroc_minus_published"] = _minus(auroc.point, comparable.get("auroc"))
             f1 = score(metric="f1")
             record |= _figures("f1", f1) | _figures("f1_tuned", score(metric="f1_tuned"))
-            record |= {"published_f1": paper.get("f1"), "f1_minus_published": _minus(f1.point, paper.get("f1"))}
+            record |= {"published_f1": paper.get("f1"), "f1_minus_published": _minus(f1.point, comparable.get("f1"))}
             record |= _figures("average_precision", score(metric="average_precision"))
             record |= _figures("auroc_easy_in", score(metric="auroc", easy_negatives="in"))
             gap = None
@@ -129,7 +143,7 @@ def main_table(
     )  # fmt: skip
     printed = []
     for r in records:
-        compared = r["method"] != reference or r["status"] == NOT_RUN
+        compared = r["method"] != reference or r["status"] != MEASURED
         printed.append((
             r["method"], PROTOCOLS[r["protocol"]],
             _measured(r, interval(r, "auroc", 3)), number(r["published_auroc"], 4),
@@ -143,8 +157,10 @@ def main_table(
         f"{_share(fraction)} of the "
         f"labels. {_sizes(seen.values())} {_pools(spec)}"
     )
+    partly = f"Published figures are at 100 % of the labels, measured ones at {_share(fraction)}: no difference is taken."
     notes = [
         *_published_note(spec),
+        *([partly] if fraction < 1 else []),
         _organs_note(spec, rows, fraction),
         "Superpatches that are nearly empty (easy negatives) are left out, but in the last column.",
         *_interval_notes(spec, seen.values()),
@@ -182,13 +198,13 @@ def fractions_table(
             for fraction in fractions:
                 auroc = summarise(runs, protocol, fraction, metric="auroc", resamples=spec["bootstrap"], seed=spec["seed"])
                 seen.append(auroc)
-                record = _record(label, protocol, "measured", fraction) | _figures("auroc", auroc)
+                record = _record(label, protocol, _status(auroc, runs, protocol), fraction) | _figures("auroc", auroc)
                 record |= {"auroc_seed_sd": _spread(auroc), "published_auroc": paper.get(fraction)}
                 record["auroc_minus_published"] = _minus(auroc.point, paper.get(fraction))
                 line.append(record | _counts(auroc) | {"seeds": len(runs)})
             records += line
             name = PROTOCOLS[protocol]
-            printed.append([label, name, "measured", *(interval(r, "auroc", 3) for r in line)])
+            printed.append([label, name, MEASURED, *(_measured(r, interval(r, "auroc", 3)) for r in line)])
             if paper:
                 printed.append([label, name, "published", *(number(r["published_auroc"], 4) for r in line)])
                 printed.append([label, name, "Δ", *(number(r["auroc_minus_published"], 3, sign=True) for r in line)])
@@ -223,7 +239,8 @@ def reconstruction_table(spec: Mapping[str, Any], rows: pd.DataFrame, published:
 
     from nemesis.evaluation.rows import ROW_COLUMNS
 
-    base = {"scope": "superpatch", "easy_negatives": "out", "input_masked": True}
+    left_out = {"scope": "superpatch", "easy_negatives": "out"}
+    base = left_out | {"input_masked": True}
     wanted: dict[str, Record] = {
         "effective_mask_ratio": base | {"metric": "effective_mask_ratio"},
         "psnr_masked": base | {"metric": "psnr", "region": "masked"},
@@ -234,11 +251,14 @@ def reconstruction_table(spec: Mapping[str, Any], rows: pd.DataFrame, published:
         "psnr_unmasked_input": base | {"metric": "psnr", "region": "whole", "input_masked": False},
         "ssim_unmasked_input": base | {"metric": "ssim", "region": "whole", "input_masked": False},
         "psnr_masked_easy_in": base | {"metric": "psnr", "region": "masked", "easy_negatives": "in"},
+        "psnr_visible_mean_easy_in": base | {"metric": "psnr_visible_mean", "easy_negatives": "in"},
         "psnr_stitched": base | {"metric": "psnr", "region": "whole", "scope": "stitched", "easy_negatives": "in"},
         "ssim_stitched": base | {"metric": "ssim", "region": "whole", "scope": "stitched", "easy_negatives": "in"},
     }
     measured = rows[rows["metric"].isin({str(w["metric"]) for w in wanted.values()})]
     records: list[Record] = []
+    others: list[str] = []  # numbers of superpatches that are not those of the last column
+    volumes: dict[str, int] = {}
     for label in labels_in_order(spec):
         ids = [entry["run"] for entry in spec["runs"] if entry["label"] == label]
         own = measured[measured["run"].isin(ids)]
@@ -246,6 +266,7 @@ def reconstruction_table(spec: Mapping[str, Any], rows: pd.DataFrame, published:
         for dataset in sorted(own["dataset"].dropna().unique(), key=lambda n: (-n.count("+"), n)):
             here = own[own["dataset"] == dataset]
             record: Record = {"method": label, "dataset": dataset}
+            sizes: dict[str, Record] = {}
             for name, conditions in wanted.items():
                 chosen = here
                 for column in ROW_COLUMNS:
@@ -253,14 +274,19 @@ def reconstruction_table(spec: Mapping[str, Any], rows: pd.DataFrame, published:
                         chosen = chosen[chosen[column] == conditions[column]]
                 per_seed = chosen.groupby("run")["value"].mean()
                 record[name] = float(per_seed.mean()) if len(per_seed) else None
+                if len(per_seed):
+                    sizes[name] = {size: chosen[size].max() for size in SIZES}
                 if name in ("psnr_masked", "psnr_unmasked_input"):
                     record[f"{name}_seed_sd"] = float(per_seed.std(ddof=1)) if len(per_seed) > 1 else None
-            main = here[(here["scope"] == "superpatch") & (here["easy_negatives"] == "out")]
-            sizes = {name: main[name].max() for name in ("n_patients", "n_superpatches")}
-            records.append(record | sizes | {"seeds": len(ids)})
+            main = next((sizes[name] for name in ("psnr_masked", "psnr_unmasked_input") if name in sizes), {})
+            records.append(record | {size: main.get(size) for size in SIZES} | {"seeds": len(ids)})
+            if different := _different_sizes({n: s for n, s in sizes.items() if wanted[n].items() >= left_out.items()}, main):
+                others.append(f"{label} on {dataset} {different}")
+            if "psnr_stitched" in sizes:  # of a stitched volume a row counts the volumes
+                volumes[dataset] = max(volumes.get(dataset, 0), int(sizes["psnr_stitched"]["n_patients"]))
     columns = (
         "method", "dataset", "hidden", "PSNR masked", "visible-mean fill", "PSNR visible", "whole, pasted",
-        "unmasked input", "PSNR masked with easy", "stitched, pasted", "patients", "superpatches",
+        "unmasked input", "masked / fill with easy", "stitched, pasted", "patients", "superpatches",
     )  # fmt: skip
     printed = [
         (
@@ -268,7 +294,8 @@ def reconstruction_table(spec: Mapping[str, Any], rows: pd.DataFrame, published:
             number(r["psnr_masked"], 2), number(r["psnr_visible_mean"], 2), number(r["psnr_visible"], 2),
             _pair(r["psnr_whole"], r["ssim_whole"], 2, 3),
             _pair(r["psnr_unmasked_input"], r["ssim_unmasked_input"], 2, 3),
-            number(r["psnr_masked_easy_in"], 2), _pair(r["psnr_stitched"], r["ssim_stitched"], 2, 3),
+            _pair(r["psnr_masked_easy_in"], r["psnr_visible_mean_easy_in"], 2, 2),
+            _pair(r["psnr_stitched"], r["ssim_stitched"], 2, 3),
             number(r["n_patients"], 0), number(r["n_superpatches"], 0),
         )
         for r in records
@@ -280,11 +307,14 @@ def reconstruction_table(spec: Mapping[str, Any], rows: pd.DataFrame, published:
     axis, plane = (next(r for r in published["table4_masking"] if r["strategy"] == s) for s in ("axis", "plane"))
     notes = [
         "PSNR in dB and SSIM (3D, Gaussian window of 11 voxels, σ 1.5), data range 1; single figures are PSNR, pairs "
-        "PSNR / SSIM. Measured per superpatch and averaged; padding never counts.",
+        "PSNR / SSIM (with easy: PSNR / PSNR of the fill). Measured per superpatch and averaged; padding never counts.",
         "Visible-mean fill: the hidden voxels of a superpatch filled with the mean of its visible ones; 'PSNR masked' "
-        "should beat it.",
+        "should beat it. Neither counts superpatches whose part inside the scan is wholly hidden or wholly visible.",
+        *([f"Superpatches averaged, where not those of the last column: {'; '.join(others)}."] if others else []),
         "Pasted: visible voxels are the input's own. Unmasked input: nothing hidden, the whole prediction is judged.",
-        "Nearly empty superpatches (easy) are left out but where a column says otherwise; a stitched volume has them.",
+        "Nearly empty superpatches (easy) are left out but where a column says otherwise; a stitched volume has them. "
+        "On plain air the fill is exact and counts as 100 dB, the largest PSNR.",
+        *([f"Stitched: {_volumes(volumes)}."] if volumes else []),
         f"Seeds: {'; '.join(seeds)}.",
         f"The paper prints {plane['psnr']} dB and {plane['ssim']} for plane-wise, {axis['psnr']} dB and {axis['ssim']} "
         "for axis-wise masking at a mask ratio of 0.75. It does not say which voxels count, so no difference is taken.",
@@ -324,6 +354,12 @@ def _figures(name: str, estimate: Estimate | None) -> Record:
     return {name: estimate.point, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
+def _status(estimate: Estimate, runs: Sequence[pd.DataFrame], protocol: str) -> str:
+    if estimate.point is not None:
+        return MEASURED
+    return NOT_SCORABLE if any((frame["protocol"] == protocol).any() for frame in runs) else NOT_RUN
+
+
 def _counts(estimate: Estimate) -> Record:
     return {name: getattr(estimate, name) for name in ("n_patients", "n_superpatches", "n_cells")}
 
@@ -341,7 +377,7 @@ def _pair(first: float | None, second: float | None, digits: int, more: int) -> 
 
 
 def _measured(record: Record, text: str) -> str:
-    return NOT_RUN if record["status"] == NOT_RUN else text
+    return text if record["status"] == MEASURED else str(record["status"])
 
 
 def _p(value: float | None) -> str:
@@ -393,8 +429,9 @@ def _sizes(estimates: Iterable[Estimate]) -> str:
 
 
 def _pools(spec: Mapping[str, Any]) -> str:
-    if spec["transductive"]:
-        return "TRANSDUCTIVE: encoders were pretrained on the evaluation patients' scans, too (without labels)."
+    if shared := int(spec["transductive"]):
+        patients = f"{shared} evaluation patient{'s' * (shared > 1)}"
+        return f"TRANSDUCTIVE: encoders were pretrained on scans of {patients}, too (without labels)."
     return "Pretraining and evaluation pools share no patient."
 
 
@@ -430,6 +467,20 @@ def _interval_notes(spec: Mapping[str, Any], estimates: Iterable[Estimate]) -> l
     if notes:
         return [mean + "; ".join(notes).capitalize() + "."]
     return [mean + f"Intervals: {spec['bootstrap']} bootstrap resamples of patients."]
+
+
+def _different_sizes(sizes: Mapping[str, Record], main: Record) -> str:
+    """The figures whose mean is over other superpatches than the main one's, by their number."""
+    groups: dict[int, list[str]] = {}
+    for name, size in sizes.items():
+        if size["n_superpatches"] != main.get("n_superpatches"):
+            groups.setdefault(int(size["n_superpatches"]), []).append(MEASURES[name])
+    return ", ".join(f"{n} ({', '.join(names)})" for n, names in groups.items())
+
+
+def _volumes(volumes: Mapping[str, int]) -> str:
+    told = {dataset: f"{n} volume{'s' * (n > 1)}" for dataset, n in volumes.items()}
+    return ", ".join(told.values() if len(told) == 1 else (f"{dataset} {text}" for dataset, text in told.items()))
 
 
 def _seeds_note(spec: Mapping[str, Any], probed: Sequence[str], seen: Mapping[tuple[str, str], Estimate]) -> str:

@@ -123,12 +123,15 @@ class _Training:
         window = scans.preparation.hu_window
         self.low, self.width = window[0], window[1] - window[0]
         self.curve: list[dict[str, float]] = []
+        self.started, self.seconds = time.monotonic(), 0.0  # of this process; of those before it
         self.first = self._resume()
         self.batches = RankBatches(self.first, recipe.steps, recipe.batch_size, self.fabric.global_rank, self.fabric.world_size)
         crops = Crops(scans, method.draw().edge, seed)
         self.loader = crop_loader(crops, self.batches, workers, pin=device.type == "cuda")
 
     def _resume(self) -> int:
+        for unfinished in self.folder.glob(".state.pt.*"):  # by a process that was killed while it wrote
+            unfinished.unlink()
         state = load_state(self.folder / "state.pt", self.fabric.device)
         if state is None:
             return 0
@@ -142,7 +145,7 @@ class _Training:
             what = f"belongs to another network ({str(error).splitlines()[0]})"
             remedy = "Delete it: the training starts again from its first step"
             raise NemesisError(Fault(str(self.folder / "state.pt"), what, remedy)) from None
-        self.curve = state["curve"]
+        self.curve, self.seconds = state["curve"], state["seconds"]
         print(f"{self.folder.name}: resumed at step {state['step']}", file=sys.stderr, flush=True)
         return int(state["step"])
 
@@ -153,6 +156,7 @@ class _Training:
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "curve": self.curve,
+            "seconds": self.seconds + time.monotonic() - self.started,
         }
         save_state(self.folder / "state.pt", state)
 
@@ -162,7 +166,7 @@ class _Training:
         warmup = round(recipe.warmup_fraction * recipe.steps)
         self.wrapped.train()
         totals: dict[str, torch.Tensor] = {}
-        started, saved_at = time.monotonic(), self.first
+        self.started, saved_at = time.monotonic(), self.first
         with TrainingProgress(self.folder.name, recipe.steps, self.first, recipe.batch_size) as progress:
             for step, (hu, numbers) in enumerate(self.loader, start=self.first):
                 rate = learning_rate(step, recipe.steps, warmup, recipe.learning_rate, recipe.min_learning_rate)
@@ -194,13 +198,13 @@ class _Training:
                     if done - saved_at >= self.state_every and done < recipe.steps:
                         self._save(done)
                         saved_at = done
-        seconds = time.monotonic() - started
+        seconds = self.seconds + time.monotonic() - self.started
         if not all(parameter.isfinite().all() for parameter in self.network.parameters()):
             what = "the last steps left weights that are not finite"
             raise NemesisError(Fault(self.folder.name, what, "Lower pretraining.learning_rate or use precision: 32-true"))
         return {
             "seconds": round(seconds, 3),
-            "superpatches_per_second": round((recipe.steps - self.first) * recipe.batch_size / max(seconds, 1e-9), 3),
+            "superpatches_per_second": round(recipe.steps * recipe.batch_size / max(seconds, 1e-9), 3),
             "peak_memory_mib": round(peak_memory_mib(fabric.device), 1),
             "precision": self.precision,
         }

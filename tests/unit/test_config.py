@@ -92,6 +92,35 @@ def test_wrong_values_are_sentences(change, said):
     assert any(re.search(said if "\\" in said else re.escape(said), str(fault)) for fault in faults), faults
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seeds": [0, 0]}, "seeds"), ({"seeds": [-1]}, "seeds.0"), ({"seeds": [2**63]}, "seeds.0"),
+        ({"methods": [{"name": "ae", "seeds": [1, 1]}]}, "methods.0.seeds"),
+        ({"methods": [{"name": "ae", "seeds": [-1]}]}, "methods.0.seeds.0"),
+        ({"organs": ["liver", "liver"]}, "organs"),
+        ({"probe": {"protocols": ["knn", "knn"]}}, "probe.protocols"),
+        ({"probe": {"label_fractions": [0.5, 0.5]}}, "probe.label_fractions"),
+        ({"probe": {"regularisation": [0.1, 0.0]}}, "probe.regularisation.1"),
+        ({"probe": {"regularisation": [float("inf")]}}, "probe.regularisation.0"),
+        ({"preparation": {"spacing_mm": [1, 0, 1]}}, "preparation.spacing_mm.1"),
+        ({"preparation": {"spacing_mm": [1, 1, float("inf")]}}, "preparation.spacing_mm.2"),
+        ({"preparation": {"hu_window": [float("-inf"), 0]}}, "preparation.hu_window.0"),
+        ({"pretraining": {"betas": [0.9, 1.0]}}, "pretraining.betas.1"),
+        ({"pretraining": {"betas": [-0.1, 0.9]}}, "pretraining.betas.0"),
+        ({"pretraining": {"learning_rate": float("inf")}}, "pretraining.learning_rate"),
+    ],
+)  # fmt: skip
+def test_elements_that_make_no_sense_are_refused_by_key(change, named):
+    _, faults = without_unknown_keys({**MINIMAL, **change}, "my.yaml")
+    assert [str(fault).startswith(f"my.yaml: {named}: ") for fault in faults] == [True], faults
+
+
+def test_extends_is_one_file(tmp_path):
+    with pytest.raises(NemesisError, match=r"top\.yaml.*not the name of a file"):
+        merged([write(tmp_path, "top.yaml", {"extends": ["a.yaml", "b.yaml"]})])
+
+
 def test_broken_files_are_named(tmp_path):
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [1, 2")

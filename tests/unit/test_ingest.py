@@ -253,3 +253,10 @@ def test_the_index_is_sorted_relative_and_reproducible(tmp_path):
     assert all(math.isfinite(row["hu_std"]) and len(row["affine"]) == 16 for row in rows)
     assert rows[0]["content_hash"] != rows[1]["content_hash"]
     assert rows[0]["content_hash"] == rows[2]["content_hash"]  # the same scan in another dataset
+
+
+def test_an_exhaustive_map_without_any_organ_says_that_none_is_there(tmp_path):
+    raw_scans(tmp_path / "raw", ["a"])
+    save(tmp_path / "raw/a/label.nii.gz", np.zeros_like(organs()), "LPS")
+    verdict = run(tmp_path / "raw", tmp_path)["a"]
+    assert verdict["ok"] and verdict["annotated"] == list(ORGANS) and set(verdict["voxels"].values()) == {0}

@@ -1,8 +1,10 @@
 """What `nemesis plan` says is arithmetic on recorded timings."""
 
 import pytest
+import yaml
 
-from nemesis.planning import Cost, Job, parse_dry_run, wall_seconds
+from nemesis.experiment import plan
+from nemesis.planning import Cost, Job, _evaluate_key, parse_dry_run, sum_line, wall_seconds
 
 DRY_RUN = """Building DAG of jobs...
 [Sun Nov 22 05:16:21 2026]
@@ -47,3 +49,35 @@ def test_independent_runs_share_the_cores_and_chains_stay_in_order():
 def test_ingestion_and_report_stand_before_and_after_and_the_unknown_counts_nothing():
     jobs = [job("ingest_scans", "x", 10), job("pretrain_method", "a", None), job("print_tables", "", 5)]
     assert wall_seconds(jobs, 4) == pytest.approx(15)
+
+
+def test_a_sum_that_lacks_a_job_is_a_lower_bound():
+    known = job("print_tables", "", 5)
+    assert sum_line([known], 2).startswith("About 5 s")
+    assert sum_line([known, job("pretrain_method", "a", None)], 2).startswith("At least 5 s")
+
+
+def test_recorded_evaluations_are_found_by_what_costs_time(tmp_path):
+    def key(subjects=6, pools=None, **probe):
+        raw = {
+            "experiment": "t",
+            "datasets": [{"reader": "phantom", "subjects": subjects}],
+            "pools": {"evaluation": 3, **(pools or {})},
+            "probe": {"folds": 3, **probe},
+            "methods": ["random_vit"],
+        }
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw))
+        experiment = plan([tmp_path / "config.yaml"], results=tmp_path / "results")
+        return _evaluate_key(experiment, experiment.runs[0].identity)
+
+    same = [key(bootstrap=100), key(split_seed=3), key(regularisation=[0.1, 1.0, 2.0, 3.0]), key(positive_voxels=7), key(7)]
+    assert set(same) == {key()}
+    other = [
+        key(folds=2),
+        key(draws=1),
+        key(label_fractions=[1.0]),
+        key(protocols=["knn"]),
+        key(threads=2),
+        key(regularisation=[1.0]),
+    ]
+    assert len({key(), *other, key(pools={"evaluation": 4})}) == 8

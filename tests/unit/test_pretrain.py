@@ -94,6 +94,7 @@ def test_interrupted_and_resumed_ends_with_the_bytes_of_an_undisturbed_run(
 def test_interrupted_while_the_state_is_written_resumes_from_the_one_before(cohort, undisturbed, tmp_path, monkeypatch):
     def dies(path, state):
         if state["step"] == 20:
+            (path.parent / ".state.pt.half").write_bytes(b"as kill -9 leaves it")
             raise KeyboardInterrupt
         save_state(path, state)
 
@@ -101,9 +102,13 @@ def test_interrupted_while_the_state_is_written_resumes_from_the_one_before(coho
         patch.setattr(module, "save_state", dies)
         with pytest.raises(KeyboardInterrupt):
             pretrain(identity_of(DROPOUT), tmp_path / "run", *cohort, "cpu", workers=0, state_every=10)
-    assert torch.load(tmp_path / "run/state.pt", weights_only=True)["step"] == 10
+    state = torch.load(tmp_path / "run/state.pt", weights_only=True)
+    assert state["step"] == 10
     pretrain(identity_of(DROPOUT), tmp_path / "run", *cohort, "cpu", workers=0, state_every=10)
     assert bits(tmp_path / "run") == bits(undisturbed)
+    assert not list((tmp_path / "run").glob(".state.pt.*"))
+    timing = json.loads((tmp_path / "run/timing.json").read_text())
+    assert timing["seconds"] >= state["seconds"] > 0  # of all its processes
 
 
 def test_a_finished_run_is_not_computed_again(cohort, undisturbed, monkeypatch, capsys):

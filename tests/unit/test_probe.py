@@ -126,12 +126,13 @@ def test_an_organ_without_both_classes_scores_one_half_and_is_counted() -> None:
 
 
 @pytest.mark.parametrize("patients", [3, 4, 7])
-def test_few_patients(patients: int) -> None:
+def test_few_patients(patients: int, capsys: pytest.CaptureFixture[str]) -> None:
     features, table = cohort(patients=patients)
     table.loc[table["patient"] == "p00", "liver"] = -1
     _, rows = probe(features, table, ORGANS, small(folds=5))
     values = pd.DataFrame(rows)
     assert values["fold"].max() == min(5, patients) - 1
+    assert (f"{patients} folds, not 5" in capsys.readouterr().out) == (patients < 5)
     assert (values[values["metric"] == "training_patients"]["value"] >= 2).all()
 
 

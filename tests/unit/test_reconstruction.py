@@ -20,7 +20,7 @@ from nemesis.data.superpatches import Scans, evaluation_superpatches
 from nemesis.errors import NemesisError
 from nemesis.evaluation import reconstruction
 from nemesis.evaluation.evaluate import evaluate
-from nemesis.evaluation.reconstruction import psnr, reconstruct, ssim
+from nemesis.evaluation.reconstruction import measure, psnr, reconstruct, ssim
 from nemesis.evaluation.rows import read_rows
 from nemesis.method import Method, MethodCard, Settings
 from nemesis.method import Reconstruction as Reconstructed
@@ -155,6 +155,39 @@ def test_visible_mean(tmp_path: Path) -> None:
     error = (voxels[hidden] - voxels[~hidden].mean()).square().mean().item()
     found = [row["value"] for row in rows if row["metric"] == "psnr_visible_mean"]
     assert found == pytest.approx([-10 * np.log10(error)] * 2, abs=1e-4)
+
+
+class HidesFarEnds(Fake):
+    """Hides the first four slices of every superpatch: all of those that reach only so far into the scan."""
+
+    def reconstruct(self, network: nn.Module, voxels: Tensor, keys: Keys | None) -> Reconstructed:
+        hidden = torch.zeros_like(voxels, dtype=torch.bool)
+        if keys is not None:
+            hidden[:, :, :4] = True
+        return Reconstructed(voxels + OFFSET, hidden)
+
+
+def test_masked_psnr_and_its_fill_are_over_the_same_superpatches(tmp_path: Path) -> None:
+    scans, table = opened(tmp_path)
+    method = HidesFarEnds(FakeSettings(), EDGE)
+    rows, _ = reconstruct(method, method.build(), scans, table, EDGE, Reconstruction(), torch.device("cpu"))
+    frame = pd.DataFrame(rows)
+    frame = frame[(frame["scope"] == "superpatch") & (frame["easy_negatives"] == "in")]
+    counted = frame.set_index(["input_masked", "metric", "region"])["n_superpatches"]
+    assert counted[True, "psnr_visible_mean", "masked"] == counted[True, "psnr", "masked"] == 12
+    assert counted[True, "psnr", "visible"] == 12
+    assert counted[True, "psnr", "whole"] == counted[False, "psnr", "whole"] == 24
+    assert counted[True, "ssim", "whole"] == 12  # four slices are too thin for the window
+
+
+def test_figures_under_a_mask_need_something_hidden_and_something_seen() -> None:
+    truth = torch.linspace(0, 1, 12**3).view(12, 12, 12)
+    nothing, everything = (torch.full(truth.shape, hides) for hides in (False, True))
+    seen = measure(truth, nothing, truth + OFFSET, truth)
+    assert np.isnan([seen[True, "masked", "psnr"], seen[True, "whole", "psnr"], seen[True, "whole", "ssim"]]).all()
+    unseen = measure(truth, everything, truth + OFFSET, truth)
+    assert np.isnan([unseen[True, "masked", "psnr"], unseen[True, "visible", "psnr"]]).all()
+    assert unseen[True, "whole", "psnr"] == pytest.approx(20.0, abs=1e-4)
 
 
 def test_a_method_that_hides_nothing_has_unmasked_figures_only(tmp_path: Path) -> None:

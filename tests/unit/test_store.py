@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nemesis.data.store import AIR, StoredVolume, normalise, write_volume
+from nemesis.errors import NemesisError
 from nemesis.files import write_bytes
 
 
@@ -95,3 +96,8 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
+
+
+def test_a_volume_that_is_gone_says_what_to_delete(tmp_path):
+    with pytest.raises(NemesisError, match=r"is missing from the store.*--forcerun ingest_scans"):
+        StoredVolume(tmp_path / "gone.b2nd").whole()

@@ -5,17 +5,20 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from report_experiment import make_experiment
 
+from nemesis.config import Config
 from nemesis.errors import NemesisError
 from nemesis.evaluation.statistics import paired_difference, summarise
+from nemesis.experiment import Experiment
 from nemesis.report import TABLES
 from nemesis.report.collect import collect
 from nemesis.report.render import SUFFIXES, Table, interval, number
-from nemesis.report.tables import holm, print_tables, read_predictions, tables
+from nemesis.report.tables import holm, load_published, main_table, print_tables, read_predictions, tables
 
 
 def _rows(report, name="main"):
@@ -78,8 +81,8 @@ def test_notes_tell_other_data_leakage_seeds_and_organs(report):
     assert "chance (0.5): 3 at 25 %" in fractions
     assert "25 %: 2 patients, 18 superpatches, 2 draws" in fractions
     assert "100 % of cells at 25 %" in fractions
-    other = _tables(report, transductive=True, datasets=["BTCV"])["main"]
-    assert "TRANSDUCTIVE" in other.caption
+    other = _tables(report, transductive=4, datasets=["BTCV"])["main"]
+    assert "TRANSDUCTIVE: encoders were pretrained on scans of 4 evaluation patients, too" in other.caption
     assert "instead of" not in "".join(other.notes)
 
 
@@ -104,6 +107,79 @@ def test_reconstruction_takes_the_mean_over_seeds(report):
     other = _rows(report, "reconstruction")[1]
     assert other["psnr_masked"] == ""  # hides nothing
     assert float(other["psnr_unmasked_input"]) == 24
+
+
+def test_easy_negatives_are_told_with_the_fill_beside_them(report):
+    table = _tables(report)["reconstruction"]
+    place = table.columns.index("masked / fill with easy")
+    assert table.rows[0][place] == "23.62 / 20.25"
+    assert table.rows[1][place] == "–"
+    assert float(_rows(report, "reconstruction")[0]["psnr_visible_mean_easy_in"]) == 20.25
+
+
+def test_every_number_of_superpatches_is_that_of_its_figure(report):
+    rows = pd.read_parquet(report.collected / "rows.parquet")
+    main = (rows["scope"] == "superpatch") & (rows["easy_negatives"] == "out") & (rows["input_masked"] == True)  # noqa: E712
+    rows.loc[main & rows["metric"].isin(["psnr", "psnr_visible_mean"]) & (rows["region"] == "masked"), "n_superpatches"] = 80
+    rows.loc[main & (rows["metric"] == "ssim"), "n_superpatches"] = 70
+    rows.loc[main & (rows["region"] == "visible"), "n_superpatches"] = 80
+    table = tables(report.spec, rows, read_predictions(report.collected / "predictions.parquet", report.spec))[2]
+    assert [row[-1] for row in table.rows] == ["80", "90"]
+    told = "NEMESIS on phantom 90 (hidden, PSNR pasted, PSNR of unmasked input, SSIM of unmasked input), 70 (SSIM pasted)."
+    assert told in next(note for note in table.notes if note.startswith("Superpatches averaged"))
+    assert not any(note.startswith("Superpatches averaged") for note in _tables(report)["reconstruction"].notes)
+
+
+def test_stitched_volumes_are_counted(report):
+    assert "Stitched: 1 volume." in _tables(report)["reconstruction"].notes
+    rows = pd.read_parquet(report.collected / "rows.parquet")
+    stitched = rows["scope"] == "stitched"
+    rows.loc[stitched, "n_patients"] = 2
+    several = pd.concat([rows, rows[stitched].assign(dataset="other", n_patients=1)])
+    table = tables(report.spec, several, read_predictions(report.collected / "predictions.parquet", report.spec))[2]
+    assert "Stitched: other 1 volume, phantom 2 volumes." in table.notes
+
+
+@pytest.mark.parametrize(("pretraining", "shared"), [("ab", 0), ("bcd", 2)])
+def test_transductive_is_what_the_pools_share(pretraining, shared, tmp_path):
+    """Whatever the configuration allows."""
+    config = Config.model_validate(
+        {
+            "experiment": "e",
+            "datasets": [{"reader": "phantom"}],
+            "pools": {"evaluation": 3, "transductive": True},
+            "methods": ["ae"],
+        }
+    )
+    pools = ([SimpleNamespace(dataset="ct", patient=p, case=p) for p in names] for names in (pretraining, "cde"))
+    experiment = Experiment(config, tmp_path, [], *pools, tmp_path / "p.json", tmp_path / "e.json", [])
+    assert experiment.report_spec()["transductive"] == shared
+
+
+def test_a_method_that_ran_but_cannot_be_scored_says_so(report):
+    rows = pd.read_parquet(report.collected / "rows.parquet")
+    predictions = read_predictions(report.collected / "predictions.parquet", report.spec)
+    unscorable = {label: [frame.assign(truth=False) for frame in frames] for label, frames in predictions.items()}
+    main, fractions, _ = tables(report.spec, rows, unscorable)
+    assert {(row[1], row[2]) for row in main.rows} == {
+        ("linear probe", "not scorable"), ("k-NN", "not scorable"), ("fine-tune", "not run"),
+    }  # fmt: skip
+    assert set(main.data["status"]) == {"not scorable", "not run"}
+    assert fractions.rows[0][3:] == ["not scorable"] * 2
+    lacking = predictions | {"Random ViT": [frame[frame["protocol"] != "knn"] for frame in predictions["Random ViT"]]}
+    del lacking["NEMESIS"], lacking["Auto_encoder & co"]
+    spec = report.spec | {"runs": [e for e in report.spec["runs"] if e["label"] == "Random ViT"]}
+    assert main_table(spec, rows, lacking, load_published(), ["knn"], 1.0).rows[0][2] == "not run"
+
+
+def test_no_difference_is_taken_between_figures_at_different_shares_of_labels(report):
+    rows = pd.read_parquet(report.collected / "rows.parquet")
+    predictions = read_predictions(report.collected / "predictions.parquet", report.spec)
+    fewer = {label: [f[f["label_fraction"] < 1] for f in frames] for label, frames in predictions.items()}
+    main = tables(report.spec, rows, fewer)[0]
+    assert main.rows[0][3:5] == ("0.9633", "–")
+    assert main.data[["auroc_minus_published", "f1_minus_published"]].isna().all(axis=None)
+    assert any("at 100 % of the labels, measured ones at 25 %" in note for note in main.notes)
 
 
 def test_datasets_are_told_apart_and_together(tmp_path):

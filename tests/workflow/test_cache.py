@@ -93,3 +93,27 @@ def test_a_deleted_table_is_printed_again_without_anything_else(place):
     table = place.results / "tiny" / "tables" / "main.csv"
     table.unlink()
     assert set(place.plan().jobs) == REPORT - {"collect_rows"}
+
+
+def test_another_set_of_datasets_is_gathered_anew(place):
+    (cohort,) = CONFIG["datasets"]
+    place.write_config(datasets=[cohort, {**cohort, "name": "more", "seed": 7}])
+    assert place.plan().jobs["check_cohort"] == 1
+    assert place.snakemake("ingest_all").rc == 0
+    place.write_config()
+    assert "check_cohort" in place.plan().jobs
+
+
+def test_a_tracking_server_named_later_is_filled(place, monkeypatch):
+    monkeypatch.setattr(
+        type(place), "env", property(lambda self, env=place.env: {**env, "MLFLOW_TRACKING_URI": "sqlite:///other.db"})
+    )
+    assert place.plan().jobs == {"log_tracking": 1}
+
+
+def test_a_deleted_store_is_made_again_without_training_again(place):
+    (store,) = (place.results / "data").glob("phantom-*")
+    shutil.rmtree(store)
+    assert place.snakemake("--forcerun", "ingest_scans", "--until", "check_cohort").rc == 0
+    assert list(store.glob("*.b2nd"))
+    assert "pretrain_method" not in place.plan().jobs

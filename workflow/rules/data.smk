@@ -31,5 +31,7 @@ rule check_cohort:
     localrule: True
     conda:
         "../../environment.yml"
+    params:
+        datasets=sorted(DATASETS),
     shell:
         "nemesis data check {input:q} --out {output:q} 2>&1 | tee {log:q}"

@@ -3,6 +3,7 @@
 from nemesis.report import COLLECTED, FIGURES, TABLES
 from nemesis.report import VERSION as REPORT_VERSION
 from nemesis.tracking import VERSION as TRACKING_VERSION
+from nemesis.tracking import server
 
 COLLECTED_FILES = expand(f"{FOLDER}/collected/{{name}}.parquet", name=COLLECTED)
 TABLE_FILES = expand(
@@ -30,6 +31,7 @@ rule collect_rows:
         "../../environment.yml"
     params:
         folder=subpath(input.experiment, parent=True),
+        experiment=EXPERIMENT.report_file.stem,
         version=REPORT_VERSION,
     shell:
         "nemesis report collect {input.experiment:q} {params.folder}/collected 2>&1 | tee {log:q}"
@@ -49,6 +51,7 @@ rule print_tables:
         "../../environment.yml"
     params:
         folder=subpath(input.experiment, parent=True),
+        experiment=EXPERIMENT.report_file.stem,
         version=REPORT_VERSION,
     shell:
         "nemesis report tables {input.experiment:q} {params.folder}/collected {params.folder}/tables 2>&1 | tee {log:q}"
@@ -72,6 +75,7 @@ rule draw_figures:
         "../../environment.yml"
     params:
         folder=subpath(input.experiment, parent=True),
+        experiment=EXPERIMENT.report_file.stem,
         version=REPORT_VERSION,
     shell:
         "nemesis report figures {input.experiment:q} {params.folder}/collected {params.folder}/tables {params.folder}/figures"
@@ -97,6 +101,7 @@ rule write_page:
         "../../environment.yml"
     params:
         folder=subpath(input.experiment, parent=True),
+        experiment=EXPERIMENT.report_file.stem,
         version=REPORT_VERSION,
     shell:
         "nemesis report page {input.experiment:q} {params.folder}/tables {params.folder}/figures {output:q}"
@@ -121,7 +126,9 @@ rule log_tracking:
         "../../environment.yml"
     params:
         folder=subpath(input.experiment, parent=True),
+        experiment=EXPERIMENT.report_file.stem,
         version=TRACKING_VERSION,
+        server=server(),
     shell:
         "nemesis report track {input.experiment:q} {params.folder}/collected {params.folder}/tables {params.folder}/figures"
         " {params.folder}/report {output:q} 2>&1 | tee {log:q}"
