@@ -31,7 +31,7 @@ ENTRY_POINTS = "nemesis.methods"
 class MethodCard(BaseModel):
     """What a reader must know of a method before trusting its row."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")  # as written in the configuration; names folders
     title: str  # as printed in tables
@@ -48,7 +48,7 @@ class MethodCard(BaseModel):
 class Settings(BaseModel):
     """Base of a method's own keys in the configuration."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
