@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -224,6 +224,22 @@ class Reconstruction(Section):
         "An empty list takes the first evaluation case",
         "cases",
     )
+
+    def volumes(self, pool: Sequence[str]) -> list[str]:
+        """The cases (dataset/case) of the evaluation pool to reconstruct as whole volumes; the first gives the figure.
+
+        Raises:
+            NemesisError: cases that the pool does not hold.
+        """
+        faults = []
+        for name in self.stitched:
+            if name not in pool:
+                close = difflib.get_close_matches(name, pool, n=1)
+                remedy = f"Did you mean '{close[0]}'?" if close else f"Its cases: {', '.join(pool)}."
+                faults.append(Fault("reconstruction.stitched", f"'{name}' is no case of the evaluation pool", remedy))
+        if faults:
+            raise NemesisError(faults)
+        return self.stitched or list(pool[:1])
 
 
 class Config(Section):

@@ -6,10 +6,10 @@ jobs depend on (manifests, pools, the experiment itself) are written on the way,
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ class Experiment:
             ],
         }
 
-    @property
+    @cached_property
     def report_file(self) -> Path:
         """:meth:`report_spec` as a file, named by its content: a plan of something else leaves a running workflow's alone."""
         return self.folder / f"experiment-{digest(self.report_spec())}.json"
@@ -220,12 +220,10 @@ def _evaluation_faults(
     elif patients < config.probe.folds:
         what = f"{config.probe.folds} folds are more than the {patients} evaluation patients with labels of the probed organs"
         faults.append(Fault("probe.folds", what, f"Set it to at most {patients}."))
-    names = [case.name for case in evaluation]
-    for name in config.reconstruction.stitched:
-        if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            remedy = f"Did you mean '{close[0]}'?" if close else f"Its cases: {', '.join(names)}."
-            faults.append(Fault("reconstruction.stitched", f"'{name}' is no case of the evaluation pool", remedy))
+    try:
+        config.reconstruction.volumes([case.name for case in evaluation])
+    except NemesisError as error:
+        faults += error.faults
     return faults
 
 

@@ -69,11 +69,15 @@ def without_password(uri: str) -> str:
 
 def server() -> str:
     """The server that the user names in ``MLFLOW_TRACKING_URI``, as it may be shown; empty where there is none."""
-    return without_password(os.environ.get("MLFLOW_TRACKING_URI", "").strip())
+    return without_password(_named_uri())
+
+
+def _named_uri() -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI", "").strip()
 
 
 def _destination(results: Path) -> tuple[str, str | None]:
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    uri = _named_uri()
     if not uri:
         results.mkdir(parents=True, exist_ok=True)
         return f"sqlite:///{results.resolve() / 'mlflow.db'}", (results.resolve() / "mlartifacts").as_uri()

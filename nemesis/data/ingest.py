@@ -253,9 +253,8 @@ def check(verdict_paths: Sequence[Path], out: Path) -> None:
     The index is a Parquet file of one row per case, sorted by dataset and case: dataset, case, patient, kind, annotated
     (names of the organs drawn), store (path of its volumes without their endings, relative to the index), shape (voxels)
     and spacing (mm), both (D, H, W), affine (16 numbers, row by row, of the RAS array), hu_mean, hu_std, hu_min, hu_max,
-    foreground (share of
-    grid superpatches that are not empty), content_hash (sha256 of the HU), fingerprint, label_fingerprint. Equal stores
-    give equal bytes.
+    foreground (share of grid superpatches that are not empty), content_hash (sha256 of the HU), fingerprint,
+    label_fingerprint. Equal stores give equal bytes.
 
     Raises:
         NemesisError: with every fault of every refused scan.

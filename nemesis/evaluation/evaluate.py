@@ -18,7 +18,7 @@ from nemesis.config import Preparation, Probe, Reconstruction
 from nemesis.data.superpatches import Scans, evaluation_superpatches
 from nemesis.evaluation.features import ENCODING, features
 from nemesis.evaluation.probe import probe
-from nemesis.evaluation.reconstruction import reconstruct, stitched_cases
+from nemesis.evaluation.reconstruction import reconstruct
 from nemesis.evaluation.rows import write_rows
 from nemesis.files import digest, file_sha256, write_bytes, write_parquet, write_text
 from nemesis.method import Method, create
@@ -56,9 +56,6 @@ def evaluate(spec: Mapping[str, Any], device: str = "auto") -> None:
     network = method.build()
     load_weights(network, Path(spec["checkpoint"]))
     scans = Scans(Path(spec["pool"]), Path(spec["index"]), Preparation.model_validate(spec["preparation"]))
-    if method.card.reconstructs:  # a wrong name is told now, not after the probe
-        settings = Reconstruction.model_validate(spec["reconstruction"])
-        stitched_cases([f"{case.dataset}/{case.case}" for case in scans.cases], settings)
     table = evaluation_superpatches(scans, identity["superpatch"], spec["organs"], spec["label_numbers"], probing.positive_voxels)
     print(f"{len(table)} superpatches of {len(scans)} scans, {int(table['easy'].sum())} of them empty", flush=True)
     material: dict[str, NDArray[Any]] = {}
@@ -71,6 +68,7 @@ def evaluate(spec: Mapping[str, Any], device: str = "auto") -> None:
         timing["probe_seconds"] = time.perf_counter() - start
         if method.card.reconstructs:
             start = time.perf_counter()
+            settings = Reconstruction.model_validate(spec["reconstruction"])
             found, material = reconstruct(method, network, scans, table, identity["superpatch"], settings, place, precision)
             rows += found
             timing["reconstruction_seconds"] = time.perf_counter() - start

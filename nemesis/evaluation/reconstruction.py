@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nemesis.errors import Fault, NemesisError
 from nemesis.evaluation.features import batches
 from nemesis.evaluation.progress import progress
 from nemesis.method import Method
@@ -122,25 +121,6 @@ class Stitched:
         self.truth[box], self.hidden[box], self.predicted[box], self.unmasked[box] = truth, hidden, predicted, unmasked
 
 
-def stitched_cases(pool: Sequence[str], settings: Reconstruction) -> list[str]:
-    """The cases (dataset/case) of an evaluation pool to reconstruct as whole volumes; the first gives the figure.
-
-    Raises:
-        NemesisError: a case that the pool does not hold.
-    """
-    if unknown := [name for name in settings.stitched if name not in pool]:
-        raise NemesisError(
-            Fault(
-                "reconstruction.stitched",
-                f"'{name}' is no case of the evaluation pool",
-                f"Its cases: {', '.join(pool)}",
-            )
-            for name in unknown
-        )
-    return list(settings.stitched) or [pool[0]]
-
-
-@torch.no_grad()
 def reconstruct(
     method: Method[Any],
     network: nn.Module,
@@ -169,7 +149,7 @@ def reconstruct(
         NemesisError: ``settings.stitched`` names a case that is not in the evaluation pool.
     """
     names = [f"{case.dataset}/{case.case}" for case in scans.cases]
-    volumes = {name: Stitched(scans.hu(names.index(name)).shape) for name in stitched_cases(names, settings)}
+    volumes = {name: Stitched(scans.hu(names.index(name)).shape) for name in settings.volumes(names)}
     values: dict[Measure, NDArray[np.float64]] = {}
     scan, starts, extents = (
         table[columns].to_numpy() for columns in ("scan", ["start_d", "start_h", "start_w"], ["valid_d", "valid_h", "valid_w"])
