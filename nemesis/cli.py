@@ -26,6 +26,11 @@ app.add_typer(report_app, name="report")
 
 Spec = Annotated[str, typer.Argument(help="JSON text, or a JSON file", show_default=False)]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+Weights = Annotated[
+    Path, typer.Option(help="Released checkpoint (.pt), run folder (results/runs/<run>), or folder or hub name of `export`")
+]
+Superpatch = Annotated[int | None, typer.Option(help="Edge in voxels, where a released checkpoint's is not 128")]
+Heads = Annotated[int | None, typer.Option(help="Attention heads, where a released checkpoint's are not 8")]
 ConfigFiles = Annotated[list[Path] | None, typer.Option("--configfile", help="Configuration; default config/config.yaml")]
 Overrides = Annotated[list[str] | None, typer.Option("--config", help="A key to override, as key=value")]
 
@@ -138,6 +143,59 @@ def evaluate(spec: Spec, device: Device = "auto") -> None:
     from nemesis.evaluation.evaluate import evaluate as run
 
     run(read_spec(spec), device)
+
+
+@app.command()
+def embed(
+    scan: Annotated[Path, typer.Argument(help="CT scan (NIfTI)", show_default=False)],
+    weights: Weights,
+    out: Annotated[Path, typer.Option(help="vectors.parquet or vectors.npz")],
+    device: Device = "auto",
+    superpatch: Superpatch = None,
+    heads: Heads = None,
+) -> None:
+    """A vector per superpatch of a scan, with its position in millimetres."""
+    from nemesis.pretrained import embed as run
+
+    n = run(scan, weights, out, device, superpatch_size=superpatch, num_heads=heads)
+    print(f"{n} superpatches → {out}")
+
+
+@app.command()
+def reconstruct(
+    scan: Annotated[Path, typer.Argument(help="CT scan (NIfTI)", show_default=False)],
+    weights: Weights,
+    out: Annotated[Path, typer.Option(help="reconstruction.nii.gz")],
+    device: Device = "auto",
+    masked: Annotated[bool, typer.Option(help="Hide what the pretext hides; or show the network everything")] = True,
+    seed: Annotated[int, typer.Option(help="Seed of the mask")] = 0,
+    superpatch: Superpatch = None,
+    heads: Heads = None,
+) -> None:
+    """A scan as the network reconstructs it, stitched, in HU, with the scan's affine."""
+    from nemesis.pretrained import reconstruct as run
+
+    run(scan, weights, out, device, masked, seed, superpatch_size=superpatch, num_heads=heads)
+    print(out)
+
+
+@app.command()
+def export(
+    weights: Weights,
+    out: Annotated[Path, typer.Option(help="A folder (safetensors and a JSON card), or a .pt file in the released layout")],
+    superpatch: Superpatch = None,
+    heads: Heads = None,
+) -> None:
+    """A NEMESIS network for use elsewhere."""
+    from nemesis.models.released import export_released
+    from nemesis.pretrained import load
+
+    model = load(weights, superpatch_size=superpatch, num_heads=heads)
+    if out.suffix == ".pt":
+        export_released(model, out)
+    else:
+        model.save_pretrained(out, {"source": str(weights)})
+    print(out)
 
 
 @report_app.command()

@@ -1,51 +1,89 @@
-"""NEMESIS (arXiv 2604.01612), the `paper` preset: masked reconstruction of superpatches by planes and axis."""
+"""NEMESIS (arXiv 2604.01612) in its three presets: masked reconstruction of superpatches by planes and axis."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from nemesis.config import key
 from nemesis.method import Batch, Method, MethodCard, PretextLoss, Reconstruction, Settings, register
+from nemesis.models.architecture import MAESIL, OFFICIAL, Architecture
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from nemesis.models.keyed import Keys
-    from nemesis.models.mae import Encoder
-    from nemesis.models.masking import Mask
+    from nemesis.models.masking import Mask, Masking
 
-GRID = 8  # tokens along each edge in the paper preset, at any superpatch size
+# what differs from the paper, which the defaults below follow
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "official": {**OFFICIAL, "grid": 16, "plane_masking": "thinned"},
+    "maesil": {**MAESIL, "grid": 16, "plane_masking": "per_slice", "axis_masking": "contiguous", "noise": (0.0,)},
+}
 
 
 class EncoderSettings(Settings):
-    """Size of the NEMESIS encoder."""
+    """Shape and variant of the NEMESIS encoder."""
 
-    patch: int | None = key(None, "Edge of a token in voxels; null keeps the paper's 8×8×8 grid", "voxels", ge=1)
+    preset: Literal["paper", "official", "maesil"] = key(
+        "paper", "Whose description gives the values of the keys that are not set; the defaults shown are the paper's"
+    )
+    grid: int = key(8, "Tokens along each edge where `patch` is null (official, maesil: 16)", "tokens", ge=1)
+    patch: int | None = key(None, "Edge of a token; null: the superpatch's edge / `grid`", "voxels", ge=1)
     embed_dim: int = key(768, "Width E of a token; divisible by tokens × heads", "numbers", ge=1)
     depth: int = key(6, "Blocks of the encoder", "blocks", ge=1)
     heads: int = key(8, "Attention heads", "heads", ge=1)
-    tokens: int = key(8, "Learnable NEMESIS tokens of the embedding", "tokens", ge=1)
+    tokens: int = key(8, "Learnable NEMESIS tokens of the embedding; 0: linear embedding alone (maesil)", "tokens", ge=0)
+    gate: Literal["linear", "tokens"] = key("linear", "Path of the embedding that σ(α) weighs (official: tokens)")
+    gate_start: float = key(0.0, "Start of α (official: 0.5)")
+    streams: Literal["both", "plane", "axis", "joint"] = key(
+        "both", "Attention within planes, along the axis, both, or joint over all tokens (maesil: joint)"
+    )
+    merge: Literal["fc", "mean"] = key("fc", "How both streams become one: fully connected, or their mean (official: mean)")
+    ffn_dim: int | None = key(None, "Width of the FFN; null: 4 × the block's width (official: 1024)", "numbers", ge=1)
+    ffn_residual: Literal["input", "normalised"] = key(
+        "input", "What the FFN is added to: its input, or its input after the LayerNorm (official: normalised)"
+    )
     dropout: float = key(0.1, "Dropout in attention and FFN", "[0, 1)", ge=0, lt=1)
     position_scale: float = key(
         0.1, "Start of the learnable scale of the positions; a larger one is read sooner by short trainings", "–", gt=0
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_from_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        preset = PRESETS.get(given.get("preset", "paper"), {})  # an unknown one is the field's own fault
+        return {name: value for name, value in preset.items() if name in cls.model_fields} | given
+
 
 class NemesisSettings(EncoderSettings):
     """Encoder, decoder, masking and noise."""
 
-    preset: Literal["paper"] = key("paper", "Which description of NEMESIS is followed")
-    decoder_dim: int = key(128, "Width of the decoder", "numbers", ge=1)
+    decoder_dim: int | None = key(128, "Width of the decoder; null: the encoder's (official)", "numbers", ge=1)
     decoder_depth: int = key(3, "Blocks of the decoder", "blocks", ge=1)
     decoder_heads: int = key(8, "Attention heads of the decoder", "heads", ge=1)
-    plane_mask_ratio: float = key(0.5, "Share of the in-plane columns that is hidden", "[0, 1)", ge=0, lt=1)
-    axis_mask_ratio: float = key(0.5, "Share of the slices that is hidden", "[0, 1)", ge=0, lt=1)
-    axis_masking: Literal["contiguous", "random"] = key("random", "Hidden slices: one block, or any")
+    decoder_position_scale: Literal["shared", "copied"] = key(
+        "shared", "Scale of the decoder's positions: the encoder's, or a copy with a gradient of its own (official: copied)"
+    )
+    plane_masking: Literal["columns", "per_slice", "thinned", "uniform"] = key(
+        "columns",
+        "Hidden places: the same columns in every slice, others in every slice (maesil), columns and then a share of what is "
+        "left in every slice (official: thinned), or any tokens",
+    )
+    axis_masking: Literal["random", "contiguous"] = key("random", "Hidden slices: any, or one block (maesil)")
+    plane_mask_ratio: float = key(0.5, "Share that is hidden within planes", "[0, 1)", ge=0, lt=1)
+    axis_mask_ratio: float = key(
+        0.5, "Share of the slices that is hidden (thinned: of each slice's columns)", "[0, 1)", ge=0, lt=1
+    )
     noise: tuple[Annotated[float, Field(ge=0)], ...] = key(
         (0.0, 0.01, 0.03, 0.05),
-        "Standard deviations ([0, 1] units) of the input noise; one is drawn per batch",
+        "Standard deviations of the input noise; one is drawn per batch (maesil: none)",
         "[0, 1] units",
         min_length=1,
     )
@@ -58,25 +96,24 @@ class NemesisEncoderMethod(Method[E_]):
     """What every method on the NEMESIS encoder shares."""
 
     @property
-    def patch(self) -> int:
-        return self.settings.patch or self.superpatch // GRID
+    def architecture(self) -> Architecture:
+        """The network that the settings mean at this superpatch.
+
+        Raises:
+            ValueError: they do not fit each other.
+        """
+        s, edge = self.settings, self.superpatch
+        if s.patch is None and edge % s.grid:
+            raise ValueError(
+                f"superpatch {edge} is not a multiple of {s.grid}, so `patch: null` gives no {s.grid}×{s.grid}×{s.grid} grid"
+            )
+        patch = s.patch or edge // s.grid
+        values = s.model_dump(include={field.name for field in dataclasses.fields(Architecture)} - {"patch"})
+        return Architecture(superpatch=(edge,) * 3, patch=(patch,) * 3, **values)
 
     def check(self) -> None:
         """See :meth:`Method.check`."""
-        s = self.settings
-        if s.patch is None and self.superpatch % GRID:
-            raise ValueError(f"superpatch {self.superpatch} is not a multiple of {GRID}, so `patch: null` gives no 8×8×8 grid")
-        if self.superpatch % self.patch:
-            raise ValueError(f"superpatch {self.superpatch} is not a multiple of patch {self.patch}")
-        if s.embed_dim % (s.tokens * s.heads):
-            raise ValueError(f"embed_dim {s.embed_dim} is not divisible by tokens × heads = {s.tokens * s.heads}")
-
-    def build_encoder(self) -> Encoder:
-        from nemesis.models.mae import Encoder
-
-        s = self.settings
-        superpatch, patch = (self.superpatch,) * 3, (self.patch,) * 3
-        return Encoder(superpatch, patch, s.embed_dim, s.depth, s.heads, s.tokens, s.dropout, s.position_scale)
+        _ = self.architecture
 
 
 @register
@@ -96,30 +133,26 @@ class Nemesis(NemesisEncoderMethod[NemesisSettings]):
     )
     settings_type = NemesisSettings
 
-    def check(self) -> None:
-        """See :meth:`Method.check`."""
-        super().check()
-        if self.settings.decoder_dim % self.settings.decoder_heads:
-            raise ValueError(
-                f"decoder_dim {self.settings.decoder_dim} is not divisible by decoder_heads {self.settings.decoder_heads}"
-            )
+    @property
+    def masking(self) -> Masking:
+        """Strategy and ratios of the mask."""
+        from nemesis.models.masking import Masking
+
+        s = self.settings
+        return Masking(s.plane_masking, s.axis_masking, s.plane_mask_ratio, s.axis_mask_ratio)
 
     def build(self) -> nn.Module:
         """See :meth:`Method.build`."""
-        from nemesis.models.mae import Decoder, MaskedAutoencoder
+        from nemesis.models.autoencoder import MaskedAutoencoder
 
-        s = self.settings
-        encoder = self.build_encoder()
-        decoder = Decoder(encoder.grid, encoder.patch, s.embed_dim, s.decoder_dim, s.decoder_depth, s.decoder_heads, s.dropout)
-        return MaskedAutoencoder(encoder, decoder)
+        return MaskedAutoencoder(self.architecture, self.masking)
 
     def mask(self, keys: Keys) -> Mask:
         """The mask of each sample, from its key alone."""
-        from nemesis.models.masking import plane_axis_mask
+        from nemesis.models.masking import draw_mask
 
-        s, edge = self.settings, self.superpatch // self.patch
-        scores = keys.uniform("mask", edge**3)
-        return plane_axis_mask((edge,) * 3, s.plane_mask_ratio, s.axis_mask_ratio, scores, s.axis_masking)
+        grid = self.architecture.grid
+        return draw_mask(grid, self.masking, keys.uniform("mask", math.prod(grid)))
 
     def pretext_loss(self, network: Any, batch: Batch) -> PretextLoss:
         """See :meth:`Method.pretext_loss`; ``psnr`` is over the whole superpatch, as released."""
@@ -127,7 +160,8 @@ class Nemesis(NemesisEncoderMethod[NemesisSettings]):
         std = self.settings.noise[batch.keys.batch_choice("noise level", len(self.settings.noise))]
         noise = None
         if std:  # only visible voxels reach the network: only they get noise
-            shape = (len(batch.voxels), mask.keep[0].numel(), self.patch, self.patch**2)
+            patch = self.architecture.patch
+            shape = (len(batch.voxels), mask.keep[0].numel(), patch[0], patch[1] * patch[2])
             noise = std * batch.keys.normal("noise", shape[1] * shape[2] * shape[3]).view(shape)
         out = network(batch.voxels, mask, noise)
         return PretextLoss(out.loss, {"psnr": -10.0 * (out.full_mse.detach() + 1e-8).log10()})

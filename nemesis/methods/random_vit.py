@@ -30,7 +30,9 @@ class RandomViT(NemesisEncoderMethod[EncoderSettings]):
 
     def build(self) -> nn.Module:
         """See :meth:`Method.build`."""
-        return self.build_encoder()
+        from nemesis.models.autoencoder import Encoder
+
+        return Encoder(self.architecture)
 
     def encode(self, network: Any, voxels: Tensor) -> Tensor:
         """See :meth:`Method.encode`."""

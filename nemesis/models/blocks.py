@@ -1,10 +1,13 @@
-"""Attention and the multi-axis transformer block (MATB) of the NEMESIS paper."""
+"""Attention and the transformer blocks of NEMESIS: along planes, along the axis, or jointly."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from nemesis.models.architecture import Architecture
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
@@ -37,31 +40,68 @@ class Attention(nn.Module):
         return self.out_proj(y.transpose(1, 2).reshape(sequences, length, width))
 
 
-class MultiAxisBlock(nn.Module):
-    """MATB: attention within each plane and along the axis, merged by a fully connected layer; pre-norm, FFN of width 4E."""
+class Block(nn.Module):
+    """A transformer block; with both streams and a linear merge it is the paper's MATB (arXiv 2604.01612).
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    Plane stream: attention among the tokens of one slice. Axis stream: among the l-th tokens of all slices. Joint: among all.
+    """
+
+    def __init__(self, architecture: Architecture, width: int, heads: int) -> None:
         super().__init__()
-        self.spatial_attn = Attention(width, heads, dropout)
-        self.depth_attn = Attention(width, heads, dropout)
-        self.merge = nn.Linear(2 * width, width)
+        a = architecture
+        self.streams, self.ffn_residual = a.streams, a.ffn_residual
+        if a.streams in ("both", "plane"):
+            self.spatial_attn = Attention(width, heads, a.dropout)
+        if a.streams in ("both", "axis"):
+            self.depth_attn = Attention(width, heads, a.dropout)
+        if a.streams == "joint":
+            self.attn = Attention(width, heads, a.dropout)
+        self.merge = nn.Linear(2 * width, width) if a.streams == "both" and a.merge == "fc" else None
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        ffn_dim = a.ffn_dim or 4 * width
         self.ffn = nn.Sequential(
-            nn.Linear(width, 4 * width),
+            nn.Linear(width, ffn_dim),
             nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(4 * width, width),
-            nn.Dropout(dropout),
+            nn.Dropout(a.dropout),
+            nn.Linear(ffn_dim, width),
+            nn.Dropout(a.dropout),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, n, E) → (B, T, n, E); n tokens in each of T slices, the l-th tokens of all slices form a column."""
-        batch, slices, columns, width = x.shape
-        y = self.norm1(x)
-        plane = self.spatial_attn(y.flatten(0, 1)).view(batch, slices, columns, width)
-        axis = self.depth_attn(y.transpose(1, 2).flatten(0, 1)).view(batch, columns, slices, width).transpose(1, 2)
-        x = x + self.merge(torch.cat([axis, plane], dim=-1))
-        return x + self.ffn(self.norm2(x))
+        """(B, T, n, E) → (B, T, n, E): n tokens in each of T slices."""
+        x = x + self._attention(self.norm1(x))
+        y = self.norm2(x)
+        return (y if self.ffn_residual == "normalised" else x) + self.ffn(y)
+
+    def _attention(self, y: Tensor) -> Tensor:
+        if self.streams == "joint":
+            return self.attn(y.flatten(1, 2)).view(y.shape)
+        if self.streams == "plane":
+            return self._plane(y)
+        if self.streams == "axis":
+            return self._axis(y)
+        plane, axis = self._plane(y), self._axis(y)
+        return 0.5 * (plane + axis) if self.merge is None else self.merge(torch.cat([axis, plane], dim=-1))
+
+    def _plane(self, y: Tensor) -> Tensor:
+        return self.spatial_attn(y.flatten(0, 1)).view(y.shape)
+
+    def _axis(self, y: Tensor) -> Tensor:
+        batch, slices, columns, width = y.shape
+        return self.depth_attn(y.transpose(1, 2).flatten(0, 1)).view(batch, columns, slices, width).transpose(1, 2)
+
+
+class Blocks(nn.ModuleList):
+    """Blocks one after another; where ``recompute`` is set, training keeps only their inputs and computes the rest again on the
+    way back (activation checkpointing: less memory, a third more time, the same numbers)."""
+
+    recompute = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, n, E) → (B, T, n, E)."""
+        for block in self:
+            x = checkpoint(block, x, use_reentrant=False) if self.recompute and self.training else block(x)
+        return x
 
 
 def initialise(network: nn.Module) -> None:

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
 from nemesis.errors import Fault, NemesisError
-from nemesis.files import write_bytes
+from nemesis.files import write_bytes, write_text
+from nemesis.models.architecture import Architecture
+from nemesis.models.masking import Masking
+
+if TYPE_CHECKING:
+    from nemesis.models.mae import MAEgic3DMAE
+
+CARD_FORMAT = "nemesis-1"
+PRETRAINED = ["model.safetensors", "card.json"]
 
 
 def save_weights(network: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
@@ -41,3 +54,65 @@ def load_weights(network: nn.Module, path: Path) -> None:
         what = f"belongs to another network: {matched:.0%} of the tensors match, '{differing[0]}' is the first that does not"
         raise NemesisError(Fault(str(path), what, "Use the configuration it was trained with (run.json beside it)"))
     network.load_state_dict(load_file(path))
+
+
+def save_pretrained(model: MAEgic3DMAE, folder: Path, about: Mapping[str, Any]) -> None:
+    """Write ``model.safetensors`` and ``card.json``: architecture, masking and what ``about`` says (data, recipe, licence …)."""
+    card = {
+        "format": CARD_FORMAT,
+        "nemesis": version("nemesis-benchmark"),
+        "architecture": asdict(model.architecture),
+        "masking": asdict(model.encoder.masking),
+        "about": dict(about),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(model, folder / "model.safetensors", {"format": CARD_FORMAT})
+    write_text(folder / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+
+
+def from_pretrained(name: Path | str, revision: str | None = None) -> MAEgic3DMAE:
+    """The network of a folder of :func:`save_pretrained`, or of a repository (``owner/name``) of the Hugging Face Hub.
+
+    Raises:
+        NemesisError: neither is there, or its card or weights are damaged.
+    """
+    from nemesis.models.mae import MAEgic3DMAE
+
+    folder = Path(name)
+    if not folder.is_dir():
+        hub = _hub(str(name))
+        try:
+            folder = Path(hub.snapshot_download(str(name), revision=revision, allow_patterns=PRETRAINED))
+        except (OSError, ValueError) as error:  # what the hub's client raises derives from these
+            what = f"is neither a folder nor to be had from the Hugging Face Hub ({str(error).splitlines()[0]})"
+            raise NemesisError(Fault(str(name), what, "Give a folder that save_pretrained wrote, or owner/name.")) from None
+    path = folder / "card.json"
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        if card["format"] != CARD_FORMAT:
+            raise ValueError(f"its format is {card['format']!r}")
+        architecture = TypeAdapter(Architecture).validate_python(card["architecture"])
+        model = MAEgic3DMAE.of(architecture, TypeAdapter(Masking).validate_python(card["masking"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        remedy = "Give a folder that save_pretrained wrote."
+        raise NemesisError(Fault(str(path), f"is no card of a NEMESIS network ({error})", remedy)) from None
+    load_weights(model, folder / "model.safetensors")
+    return model.eval()
+
+
+def push_to_hub(model: MAEgic3DMAE, repository: str, private: bool, about: Mapping[str, Any]) -> str:
+    """Upload what :func:`save_pretrained` writes; returns the address of the commit."""
+    hub = _hub(repository)
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(model, Path(folder), about)
+        hub.create_repo(repository, private=private, exist_ok=True)
+        return str(hub.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=PRETRAINED))
+
+
+def _hub(name: str) -> Any:
+    try:
+        import huggingface_hub
+    except ImportError:
+        what = "is no folder here, and the Hugging Face Hub's client is not installed"
+        raise NemesisError(Fault(name, what, "pip install huggingface_hub, or give a folder.")) from None
+    return huggingface_hub

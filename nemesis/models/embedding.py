@@ -7,9 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from nemesis.models.architecture import Architecture, Size
 from nemesis.models.blocks import Attention
-
-Size = tuple[int, int, int]
 
 
 def patchify(volume: Tensor, patch: Size) -> Tensor:
@@ -28,32 +27,34 @@ def unpatchify(patches: Tensor, patch: Size, grid: Size, channels: int = 1) -> T
 
 
 class NemesisEmbedding(nn.Module):
-    """h = α·h_LP + (1 − α)·h_SE with α = σ(a), a starting at 0 (arXiv 2604.01612).
+    """h = α·h_LP + (1 − α)·h_SE with α = σ(a) (arXiv 2604.01612); with ``gate: tokens``, as released, α weighs h_SE.
 
     h_LP maps all voxels of a patch linearly. h_SE maps each of its p_d slices to E/n_t numbers, appends n_t learnable NEMESIS
     tokens, lets all attend to each other, and joins the token rows.
     """
 
-    def __init__(self, patch: Size, channels: int, embed_dim: int, heads: int, tokens: int, dropout: float) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        sub = embed_dim // tokens
-        self.linear = nn.Linear(math.prod(patch) * channels, embed_dim)
-        self.embed = nn.Linear(patch[1] * patch[2] * channels, sub)
-        self.pos_embed = nn.Parameter(torch.randn(1, patch[0], sub) * 0.02)
-        self.mt = nn.Parameter(torch.randn(1, tokens, sub) * 0.02)
+        a = architecture
+        sub = a.embed_dim // a.tokens
+        self.gate = a.gate
+        self.linear = nn.Linear(a.patch_voxels, a.embed_dim)
+        self.embed = nn.Linear(a.patch[1] * a.patch[2] * a.channels, sub)
+        self.pos_embed = nn.Parameter(torch.randn(1, a.patch[0], sub) * 0.02)
+        self.mt = nn.Parameter(torch.randn(1, a.tokens, sub) * 0.02)
         self.norm_qkv = nn.LayerNorm(sub)
-        self.attn = Attention(sub, heads, dropout)
+        self.attn = Attention(sub, a.heads, a.dropout)
         self.proj = nn.Linear(sub, sub)
-        self.alpha = nn.Parameter(torch.zeros(()))
+        self.alpha = nn.Parameter(torch.tensor(float(a.gate_start)))
 
     def forward(self, patches: Tensor) -> Tensor:
         """(B, V, p_d, p_h·p_w·C) → (B, V, E)."""
         batch, visible = patches.shape[:2]
         slices = (self.embed(patches) + self.pos_embed).flatten(0, 1)
         rows = self.norm_qkv(torch.cat([slices, self.mt.expand(len(slices), -1, -1).to(slices.dtype)], dim=1))
-        token_rows = self.proj(self.attn(rows)[:, patches.shape[2] :])
-        gate = torch.sigmoid(self.alpha)
-        return gate * self.linear(patches.flatten(2)) + (1.0 - gate) * token_rows.reshape(batch, visible, -1)
+        token_rows = self.proj(self.attn(rows)[:, patches.shape[2] :]).reshape(batch, visible, -1)
+        linear, weight = self.linear(patches.flatten(2)), torch.sigmoid(self.alpha)
+        return weight * linear + (1.0 - weight) * token_rows if self.gate == "linear" else torch.lerp(linear, token_rows, weight)
 
 
 def sincos_positions(grid: Size, width: int) -> Tensor:

@@ -1,127 +1,166 @@
-"""The NEMESIS masked autoencoder: encoder over the visible tokens, light decoder over all of them."""
+"""The released network under its released names: code written against the released package runs unchanged.
+
+    from nemesis.models.mae import MAEgic3DMAE
+    model = MAEgic3DMAE(embed_dim=768, depth=6, num_heads=8, decoder_embed_dim=128, decoder_depth=3, num_maegic_tokens=8)
+    model.load_state_dict(torch.load("MAE_768_0.5.pt", weights_only=True)["model_state_dict"])
+    tokens, mask, ids_keep = model.eval().encoder(x)  # x (B, 1, 128, 128, 128) in [0, 1]
+
+:func:`nemesis.load` does the same and needs no sizes.
+"""
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nemesis.models.blocks import MultiAxisBlock, initialise
-from nemesis.models.embedding import NemesisEmbedding, Size, patchify, sincos_positions, unpatchify
-from nemesis.models.masking import Mask, nothing_masked
+from nemesis.models.architecture import OFFICIAL, Architecture, Size
+from nemesis.models.autoencoder import Decoder, Encoder, MaskedAutoencoder, visible_patches
+from nemesis.models.embedding import patchify, unpatchify
+from nemesis.models.masking import Mask, Masking, mask_of
 
-
-class Encoder(nn.Module):
-    """Visible patches → tokens; positions are fixed sines and cosines times the learnable ``pe_scale``."""
-
-    positions: Tensor
-
-    def __init__(
-        self, superpatch: Size, patch: Size, embed_dim: int, depth: int, heads: int, tokens: int, dropout: float,
-        position_scale: float = 0.1, channels: int = 1,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.patch = patch
-        self.grid: Size = (superpatch[0] // patch[0], superpatch[1] // patch[1], superpatch[2] // patch[2])
-        self.pe_scale = nn.Parameter(torch.tensor(position_scale))
-        self.adaptive_agg = NemesisEmbedding(patch, channels, embed_dim, heads, tokens, dropout)
-        self.blocks = nn.ModuleList(MultiAxisBlock(embed_dim, heads, dropout) for _ in range(depth))
-        self.norm = nn.LayerNorm(embed_dim)
-        self.register_buffer("positions", sincos_positions(self.grid, embed_dim), persistent=False)
-        initialise(self)
-
-    def forward(self, patches: Tensor, keep: Tensor) -> Tensor:
-        """Visible patches (B, T'·n, p_d, p_h·p_w·C) and their token numbers (B, T', n) → tokens (B, T', n, E)."""
-        x = self.adaptive_agg(patches) + self.pe_scale * self.positions[keep.flatten(1)]
-        x = x.view(*keep.shape, -1)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
-
-    def embed(self, voxels: Tensor) -> Tensor:
-        """Superpatches (B, C, D, H, W) → the mean over their final tokens (B, E), nothing masked."""
-        keep = nothing_masked(self.grid, len(voxels), voxels.device).keep
-        return self(patchify(voxels, self.patch), keep).mean(dim=(1, 2))
+MAEgicEncoder, MAEgicDecoder = Encoder, Decoder
 
 
-class Decoder(nn.Module):
-    """Mask tokens everywhere, the visible tokens in their places, positions added, blocks on the full grid, voxels out."""
+class MAEgic3DMAE(MaskedAutoencoder):
+    """The masked autoencoder, called as the released class is.
 
-    positions: Tensor
+    Args:
+        volume_size, drop_path_rate: change nothing, there or here.
+        superpatch_size, patch_size: voxels, one number or (D, H, W).
+        decoder_embed_dim: width of the decoder behind a linear projection; None: that of the encoder, as in the released code.
+        use_maegic_tokens: False embeds patches linearly, without NEMESIS tokens.
+
+    Raises:
+        ValueError: sizes that do not divide each other, or another positional encoding than sines and cosines.
+    """
 
     def __init__(
         self,
-        grid: Size,
-        patch: Size,
-        embed_dim: int,
-        width: int,
-        depth: int,
-        heads: int,
-        dropout: float,
-        channels: int = 1,
+        volume_size: Any = None,
+        superpatch_size: int | Size = 128,
+        patch_size: int | Size = 8,
+        in_channels: int = 1,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 8,
+        decoder_depth: int = 8,
+        decoder_num_heads: int = 8,
+        dropout: float = 0.1,
+        drop_path_rate: float = 0.0,
+        pos_encoding_type: str = "sincos",
+        num_maegic_tokens: int = 8,
+        spatial_mask_ratio: float = 0.5,
+        depth_mask_ratio: float = 0.5,
+        use_maegic_tokens: bool = True,
+        decoder_embed_dim: int | None = None,
     ) -> None:
-        super().__init__()
-        self.grid = grid
-        self.embed = nn.Linear(embed_dim, width)
-        self.mask_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
-        self.blocks = nn.ModuleList(MultiAxisBlock(width, heads, dropout) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, math.prod(patch) * channels)
-        self.register_buffer("positions", sincos_positions(grid, width), persistent=False)
-        initialise(self)
-        nn.init.normal_(self.head.weight, std=0.02)  # the first predictions are near zero, not noise
+        if "sin" not in pos_encoding_type:
+            raise ValueError(f"pos_encoding_type '{pos_encoding_type}' is unknown: only sines and cosines ('sincos') are there")
+        architecture = Architecture(
+            superpatch=_size(superpatch_size),
+            patch=_size(patch_size),
+            channels=in_channels,
+            embed_dim=embed_dim,
+            depth=depth,
+            heads=num_heads,
+            tokens=num_maegic_tokens if use_maegic_tokens else 0,
+            dropout=dropout,
+            decoder_depth=decoder_depth,
+            decoder_heads=decoder_num_heads,
+            **{**OFFICIAL, "decoder_dim": decoder_embed_dim},
+        )
+        super().__init__(architecture, Masking("thinned", "random", spatial_mask_ratio, depth_mask_ratio))
 
-    def forward(self, tokens: Tensor, mask: Mask, pe_scale: Tensor) -> Tensor:
-        """Tokens (B, T', n, E) → voxels of every patch (B, N, p_d·p_h·p_w·C)."""
-        visible = self.embed(tokens.flatten(1, 2))
-        batch, width = len(visible), visible.shape[-1]
-        places = mask.keep.flatten(1)[:, :, None].expand(-1, -1, width)
-        x = visible.new_zeros(batch, math.prod(self.grid), width).scatter(1, places, visible)
-        x = torch.where(mask.hidden[:, :, None], self.mask_token.to(x.dtype), x) + pe_scale * self.positions
-        x = x.view(batch, self.grid[0], -1, width)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x)).flatten(1, 2)
+    @classmethod
+    def of(cls, architecture: Architecture, masking: Masking | None = None) -> MAEgic3DMAE:
+        """The same calls around a network of any architecture."""
+        model = cls.__new__(cls)
+        MaskedAutoencoder.__init__(model, architecture, masking)
+        return model
 
+    def forward(  # type: ignore[override]
+        self, x: Tensor, positions: Any = None, noise_std: float = 0.0, mask: Tensor | Mask | None = None
+    ) -> tuple[dict[str, Tensor], Tensor, dict[str, Any], Tensor]:
+        """Voxels x (B, C, D, H, W) in [0, 1] → losses, reconstruction, mask and noisy input.
 
-class MaskedOutput(NamedTuple):
-    """loss, full_mse: scalars; prediction (B, N, p_d·p_h·p_w·C)."""
+        Args:
+            positions: not used, as in the released code.
+            noise_std: standard deviation of Gaussian noise on the input; the target stays clean.
+            mask: what to hide ((B, N) bool, True = hidden); None draws one in training and hides nothing in evaluation.
 
-    loss: Tensor
-    full_mse: Tensor
-    prediction: Tensor
-
-
-class MaskedAutoencoder(nn.Module):
-    """NEMESIS: mean squared error on the masked patches of the clean volume (arXiv 2604.01612)."""
-
-    def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
-        super().__init__()
-        self.encoder, self.decoder = encoder, decoder
-
-    def forward(self, voxels: Tensor, mask: Mask, noise: Tensor | None = None) -> MaskedOutput:
-        """Clean voxels (B, C, D, H, W), what to hide, and noise (B, V, p_d, p_h·p_w·C) for the visible patches.
-
-        Where nothing is hidden the loss covers the whole volume.
+        Returns:
+            ``total_loss``, ``recon_loss``, ``full_mse``, ``masked_ratio`` and ``psnr`` (dB, whole volume, data range 1);
+            the reconstruction (B, C, D, H, W); ``mask`` (B, N) True = hidden, ``ids_keep`` (B, V), ``spatial_mask_ratio``
+            and ``depth_mask_ratio``; the noisy input (B, C, D, H, W).
         """
-        target = patchify(voxels, self.encoder.patch)
-        places = mask.keep.flatten(1)
-        visible = target.gather(1, places[:, :, None, None].expand(-1, -1, *target.shape[2:]))
-        tokens = self.encoder(visible if noise is None else visible + noise, mask.keep)
-        prediction = self.decoder(tokens, mask, self.encoder.pe_scale).float()
-        per_patch = (prediction - target.flatten(2)).square().mean(dim=2)
-        full = per_patch.mean()
-        if places.shape[1] == per_patch.shape[1]:
-            return MaskedOutput(full, full, prediction)
-        n_hidden = per_patch.shape[0] * (per_patch.shape[1] - places.shape[1])  # every sample hides equally many: no sync
-        masked = (per_patch * mask.hidden).sum() / n_hidden
-        return MaskedOutput(masked, full, prediction)
+        if isinstance(mask, Tensor):
+            mask = mask_of(mask, self.encoder.grid)
+        mask = mask or self.encoder.draw(x)
+        noise = noise_std * torch.randn_like(x) if noise_std else None
+        seen = None
+        if noise is not None:
+            seen = visible_patches(patchify(noise, self.encoder.patch), mask)
+        out = super().forward(x, mask, seen)
+        losses = {
+            "total_loss": out.loss,
+            "recon_loss": out.loss,
+            "full_mse": out.full_mse,
+            "masked_ratio": mask.hidden.float().mean(),
+            "psnr": -10.0 * torch.log10(out.full_mse.detach() + 1e-8),
+        }
+        reconstruction = unpatchify(out.prediction, self.encoder.patch, self.encoder.grid, x.shape[1])
+        masking = self.encoder.masking
+        what = {
+            "mask": mask.hidden,
+            "ids_keep": mask.keep.flatten(1),
+            "spatial_mask_ratio": masking.plane_ratio,
+            "depth_mask_ratio": masking.axis_ratio,
+        }
+        return losses, reconstruction, what, x if noise is None else x + noise
 
-    def reconstruct(self, voxels: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
-        """Prediction (B, C, D, H, W) and hidden (B, 1, D, H, W) bool."""
-        patch, grid = self.encoder.patch, self.encoder.grid
-        prediction = unpatchify(self(voxels, mask).prediction, patch, grid, voxels.shape[1])
-        per_voxel = mask.hidden[:, :, None].expand(-1, -1, math.prod(patch))
-        return prediction, unpatchify(per_voxel, patch, grid)
+    def save_pretrained(self, folder: Path | str, about: Mapping[str, Any] | None = None) -> None:
+        """Write ``model.safetensors`` and ``card.json`` (see :func:`nemesis.models.checkpoint.save_pretrained`)."""
+        from nemesis.models.checkpoint import save_pretrained
+
+        save_pretrained(self, Path(folder), about or {})
+
+    @classmethod
+    def from_pretrained(cls, name: Path | str, revision: str | None = None) -> MAEgic3DMAE:
+        """The network of a folder written by :meth:`save_pretrained`, or of a repository of the Hugging Face Hub."""
+        from nemesis.models.checkpoint import from_pretrained
+
+        return from_pretrained(name, revision)
+
+    def push_to_hub(self, repository: str, private: bool = False, about: Mapping[str, Any] | None = None) -> str:
+        """Publish as ``owner/name`` on the Hugging Face Hub; returns the commit's address."""
+        from nemesis.models.checkpoint import push_to_hub
+
+        return push_to_hub(self, repository, private, about or {})
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights; the encoder strictly, whatever ``strict`` says. A decoder of another width is rebuilt, with one warning.
+
+        Raises:
+            RuntimeError: names or shapes that do not fit.
+        """
+        token = state_dict.get("decoder.mask_token")
+        if isinstance(token, Tensor) and token.shape[-1] != self.architecture.decoder_width:
+            width, place = token.shape[-1], self.encoder.pe_scale.device
+            what = f"the decoder is rebuilt at width {width}, the file's (it was {self.architecture.decoder_width})"
+            warnings.warn(f"{what}; optimisers made before hold the old one", stacklevel=2)
+            self.architecture = dataclasses.replace(self.architecture, decoder_dim=width)
+            self.decoder = Decoder(self.architecture).to(place).train(self.training)
+        found = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        if wrong := [name for name in [*found.missing_keys, *found.unexpected_keys] if not name.startswith("decoder.")]:
+            raise RuntimeError(f"the weights are of another encoder: {', '.join(wrong[:3])}{' …' * (len(wrong) > 3)}")
+        return found
+
+
+def _size(size: int | Size) -> Size:
+    return (size, size, size) if isinstance(size, int) else (int(size[0]), int(size[1]), int(size[2]))

@@ -36,7 +36,7 @@ from nemesis.evaluation.reconstruction import psnr, reconstruct, ssim
 from nemesis.method import Batch, create, methods
 from nemesis.method import Reconstruction as Reconstructed
 from nemesis.models.keyed import Keys
-from nemesis.models.masking import plane_axis_mask
+from nemesis.models.masking import Masking, draw_mask
 from nemesis.training import pretrain as pretraining
 
 FIXED = Preparation()
@@ -156,7 +156,7 @@ def test_models():
     voxels = 0.5 + 0.5 * wave(2, 1, EDGE, EDGE, EDGE)
     keys = Keys.at(3, 7, [0, 5])
     scores = keys.uniform("mask", 64)
-    mask = plane_axis_mask((4, 4, 4), 0.5, 0.5, scores)
+    mask = draw_mask((4, 4, 4), Masking(), scores)
     with torch.no_grad():
         output = network(voxels, mask, 0.03 * keys.normal("noise", 8 * 2 * 64).view(2, 16, 4, 16))
         values = {
@@ -164,7 +164,7 @@ def test_models():
             "normal": summary(keys.normal("noise", 50)),
             "choice": [keys.batch_choice("noise level", 4), Keys.at(3, 8, [0]).batch_choice("noise level", 4)],
             "kept at random": mask.keep.flatten().tolist(),
-            "kept around a block": plane_axis_mask((4, 4, 4), 0.5, 0.5, scores, "contiguous").keep.flatten().tolist(),
+            "kept around a block": draw_mask((4, 4, 4), Masking(axis="contiguous"), scores).keep.flatten().tolist(),
             "positions": summary(network.encoder.positions),
             "embedding": summary(network.encoder.embed(voxels)),
             "loss": [output.loss.item(), output.full_mse.item()],

@@ -1,56 +1,112 @@
 """Masks hide exactly what they say, keep a regular grid, and are functions of their scores."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nemesis.models.keyed import Keys
-from nemesis.models.masking import nothing_masked, plane_axis_mask, visible_count
+from nemesis.models.masking import Masking, draw_mask, mask_of, nothing_masked, visible_count
 
 sizes = st.tuples(st.integers(2, 8), st.integers(1, 6), st.integers(1, 6)).filter(lambda g: g[1] * g[2] > 1)
 ratios = st.floats(0, 0.95)
+strategies = st.builds(
+    Masking,
+    st.sampled_from(["columns", "per_slice", "thinned", "uniform"]),
+    st.sampled_from(["random", "contiguous"]),
+    ratios,
+    ratios,
+)
 
 
-@given(sizes, ratios, ratios, st.sampled_from(["random", "contiguous"]), st.integers(0, 1000))
-def test_counts_are_exact_and_tokens_keep_a_grid(grid, plane, axis, strategy, seed):
+def scores(grid, seed=0, step=0, index=range(3)):
+    return Keys.at(seed, step, index).uniform("mask", math.prod(grid))
+
+
+@given(sizes, strategies, st.integers(0, 1000))
+def test_every_strategy_hides_the_effective_ratio_it_says(grid, masking, seed):
     slices, columns = grid[0], grid[1] * grid[2]
-    mask = plane_axis_mask(grid, plane, axis, Keys.at(seed, 0, range(3)).uniform("mask", slices * columns), strategy)
-    n_slices, n_columns = visible_count(slices, axis), visible_count(columns, plane)
-    assert mask.keep.shape == (3, n_slices, n_columns)
-    assert mask.hidden.float().mean().item() == pytest.approx(1 - n_slices * n_columns / (slices * columns), abs=1e-6)
+    mask = draw_mask(grid, masking, scores(grid, seed))
+    assert mask.keep.shape == (3, *masking.visible(grid))
+    assert mask.hidden.float().mean().item() == pytest.approx(masking.hidden_share(grid), abs=1e-6)
     for keep, hidden in zip(mask.keep, mask.hidden, strict=True):
-        assert torch.equal(keep.flatten().sort().values, keep.flatten())  # visible tokens stay in token order
-        assert not hidden[keep.flatten()].any()
-        assert hidden.sum() == slices * columns - keep.numel()
-        assert (keep % columns == keep[0] % columns).all()  # the l-th tokens of all slices are one column
-        assert (keep // columns == (keep[:, :1] // columns)).all()  # a row of the grid lies in one slice
+        assert torch.equal(keep.flatten().unique(), keep.flatten())  # visible tokens stay in token order, each once
+        assert hidden.sum() == slices * columns - keep.numel() and not hidden[keep.flatten()].any()
+        if masking.plane != "uniform":
+            assert (keep // columns == (keep[:, :1] // columns)).all()  # a row of the grid lies in one slice
+        if masking.plane == "columns":
+            assert (keep % columns == keep[0] % columns).all()  # the l-th tokens of all slices are one column
+        if masking.plane == "thinned":
+            assert len((keep % columns).unique()) <= visible_count(columns, masking.plane_ratio)
 
 
-@given(st.integers(2, 12), st.floats(0.1, 0.9), st.integers(0, 100))
-def test_contiguous_slices_are_one_block(slices, ratio, seed):
-    mask = plane_axis_mask((slices, 2, 2), 0.0, ratio, Keys.at(seed, 0, [0]).uniform("mask", slices * 4), "contiguous")
+@given(sizes, ratios, ratios)
+def test_hidden_share_rounds_up_to_whole_tokens(grid, plane, axis):
+    slices, columns = grid[0], grid[1] * grid[2]
+    n_slices, n_columns = visible_count(slices, axis), visible_count(columns, plane)
+    for strategy in ("columns", "per_slice", "uniform"):
+        assert Masking(strategy, "random", plane, axis).visible(grid) == (n_slices, n_columns)
+    assert Masking("thinned", "random", plane, axis).visible(grid) == (slices, visible_count(n_columns, axis))
+
+
+@given(st.integers(2, 12), st.floats(0.1, 0.9), st.integers(0, 100), st.sampled_from(["columns", "per_slice"]))
+def test_contiguous_slices_are_one_block(slices, ratio, seed, plane):
+    grid = (slices, 2, 2)
+    mask = draw_mask(grid, Masking(plane, "contiguous", 0.0, ratio), scores(grid, seed, index=[0]))
     hidden = mask.hidden.view(slices, 4).all(dim=1).int()
     assert hidden.sum() == slices - visible_count(slices, ratio)
     assert (hidden[1:] - hidden[:-1]).clamp(min=0).sum() + hidden[0] <= 1  # it starts at most once
 
 
-@pytest.mark.parametrize("strategy", ["random", "contiguous"])
-def test_every_column_and_slice_is_hidden_equally_often(strategy):
-    scores = Keys.at(0, 0, range(8000)).uniform("mask", 8 * 16)
-    visible = ~plane_axis_mask((8, 4, 4), 0.5, 0.0, scores, strategy).hidden.view(-1, 8, 16)
-    assert (visible[:, 0].float().mean(0) - 0.5).abs().max() < 0.03
-    visible = ~plane_axis_mask((8, 4, 4), 0.0, 0.5, scores, "random").hidden.view(-1, 8, 16)
-    assert (visible[:, :, 0].float().mean(0) - 0.5).abs().max() < 0.03
-    both = ~plane_axis_mask((8, 4, 4), 0.5, 0.5, scores, "random").hidden.view(-1, 8, 16)
-    assert (both.float().mean(0) - 0.25).abs().max() < 0.03  # columns and slices are drawn independently
+@pytest.mark.parametrize("plane", ["columns", "per_slice", "thinned", "uniform"])
+def test_every_token_is_hidden_equally_often(plane):
+    grid = (8, 4, 4)
+    visible = ~draw_mask(grid, Masking(plane), scores(grid, index=range(8000))).hidden
+    assert (visible.float().mean(0) - 0.25).abs().max() < 0.03
 
 
-def test_a_sample_s_mask_depends_on_its_own_scores_only():
-    scores = Keys.at(0, 0, range(4)).uniform("mask", 64)
-    whole = plane_axis_mask((4, 4, 4), 0.5, 0.5, scores)
-    for i in range(4):
-        assert torch.equal(whole.hidden[i : i + 1], plane_axis_mask((4, 4, 4), 0.5, 0.5, scores[i : i + 1]).hidden)
+def test_slices_thin_out_each_in_its_own_way():
+    grid = (8, 4, 4)
+    for plane in ("per_slice", "thinned"):
+        kept = draw_mask(grid, Masking(plane, "random", 0.5, 0.25), scores(grid)).keep % 16
+        assert any(not torch.equal(kept[0, 0], row) for row in kept[0, 1:])
+
+
+@given(
+    st.integers(0, 2**40), st.integers(0, 10**6), st.lists(st.integers(0, 10**6), min_size=2, max_size=5, unique=True), strategies
+)
+def test_a_mask_depends_on_seed_step_and_global_index_only(seed, step, index, masking):
+    grid = (4, 3, 5)
+    together = draw_mask(grid, masking, scores(grid, seed, step, index)).hidden
+    for place, number in enumerate(index):  # on another rank, alone, in another order
+        assert torch.equal(together[place], draw_mask(grid, masking, scores(grid, seed, step, [number])).hidden[0])
+
+
+def test_other_keys_give_other_masks():
+    grid = (8, 8, 8)
+    one = draw_mask(grid, Masking(), scores(grid)).hidden
+    for other in (scores(grid, seed=1), scores(grid, step=1), scores(grid, index=range(3, 6))):
+        assert not torch.equal(one, draw_mask(grid, Masking(), other).hidden)
+
+
+@given(sizes, strategies.filter(lambda m: m.plane != "uniform"))
+def test_an_explicit_mask_is_taken_as_it_is(grid, masking):
+    drawn = draw_mask(grid, masking, scores(grid))
+    again = mask_of(drawn.hidden, grid)
+    assert torch.equal(again.keep, drawn.keep) and torch.equal(again.hidden, drawn.hidden)
+
+
+def test_an_explicit_mask_that_is_no_grid_is_refused():
+    hidden = torch.zeros(1, 8, dtype=torch.bool)
+    hidden[0, 0] = True
+    with pytest.raises(ValueError, match="equally many tokens"):
+        mask_of(hidden, (2, 2, 2))
+    with pytest.raises(ValueError, match="equally many tokens"):
+        mask_of(torch.ones(1, 8, dtype=torch.bool), (2, 2, 2))
+    with pytest.raises(ValueError, match="a mask is bool"):
+        mask_of(hidden.int(), (2, 2, 2))
 
 
 def test_nothing_masked_keeps_every_token_in_order():
@@ -61,13 +117,8 @@ def test_nothing_masked_keeps_every_token_in_order():
 
 def test_scores_of_another_grid_are_refused():
     with pytest.raises(ValueError, match="scores must be"):
-        plane_axis_mask((2, 2, 2), 0.5, 0.5, torch.rand(1, 9))
+        draw_mask((2, 2, 2), Masking(), torch.rand(1, 9))
 
 
 def test_visible_count_rounds_down_but_keeps_one():
-    assert [visible_count(10, 0.1), visible_count(64, 0.5), visible_count(7, 0.5), visible_count(4, 0.99)] == [
-        9,
-        32,
-        3,
-        1,
-    ]
+    assert [visible_count(10, 0.1), visible_count(64, 0.5), visible_count(7, 0.5), visible_count(4, 0.99)] == [9, 32, 3, 1]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nemesis.method import Batch, create
 from nemesis.models.embedding import patchify, sincos_positions, unpatchify
 from nemesis.models.keyed import Keys
-from nemesis.models.masking import nothing_masked, plane_axis_mask
+from nemesis.models.masking import Masking, draw_mask, nothing_masked
 
 SMALL = {
     "embed_dim": 64,
@@ -55,7 +55,7 @@ def test_positions_are_distinct_and_bounded(width):
 def test_hidden_voxels_do_not_reach_the_reconstruction(network):
     torch.manual_seed(1)
     volume = torch.rand(1, 1, 16, 16, 16)
-    mask = plane_axis_mask((8, 8, 8), 0.5, 0.5, Keys.at(0, 0, [0]).uniform("mask", 512))
+    mask = draw_mask((8, 8, 8), Masking(), Keys.at(0, 0, [0]).uniform("mask", 512))
     with torch.no_grad():
         prediction, hidden = network.reconstruct(volume, mask)
         other, _ = network.reconstruct(torch.where(hidden, torch.rand_like(volume), volume), mask)
@@ -68,7 +68,7 @@ def test_hidden_voxels_do_not_reach_the_reconstruction(network):
 def test_loss_covers_the_masked_voxels_only(network):
     torch.manual_seed(2)
     volume = torch.rand(2, 1, 16, 16, 16)
-    mask = plane_axis_mask((8, 8, 8), 0.5, 0.5, Keys.at(0, 0, [0, 1]).uniform("mask", 512))
+    mask = draw_mask((8, 8, 8), Masking(), Keys.at(0, 0, [0, 1]).uniform("mask", 512))
     with torch.no_grad():
         out = network(volume, mask)
         prediction, hidden = network.reconstruct(volume, mask)

@@ -1,0 +1,142 @@
+"""The NEMESIS masked autoencoder: encoder over the visible tokens, decoder over all of them."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nemesis.models.architecture import Architecture, Size
+from nemesis.models.blocks import Block, Blocks, initialise
+from nemesis.models.embedding import NemesisEmbedding, patchify, sincos_positions, unpatchify
+from nemesis.models.masking import Mask, Masking, draw_mask, nothing_masked
+
+
+class Encoder(nn.Module):
+    """Visible patches → tokens; positions are fixed sines and cosines times the learnable ``pe_scale``."""
+
+    positions: Tensor
+
+    def __init__(self, architecture: Architecture, masking: Masking | None = None) -> None:
+        super().__init__()
+        a = architecture
+        self.patch, self.grid, self.masking = a.patch, a.grid, masking or Masking()
+        self.pe_scale = nn.Parameter(torch.tensor(a.position_scale))
+        if a.tokens:
+            self.adaptive_agg = NemesisEmbedding(a)
+        else:
+            self.patch_embed = nn.Linear(a.patch_voxels, a.embed_dim)
+        self.blocks = Blocks(Block(a, a.embed_dim, a.heads) for _ in range(a.depth))
+        self.norm = nn.LayerNorm(a.embed_dim)
+        self.register_buffer("positions", sincos_positions(a.grid, a.embed_dim), persistent=False)
+        initialise(self)
+
+    def forward(self, x: Tensor, mask: Mask | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Voxels (B, C, D, H, W) → tokens (B, V, E), hidden (B, N) bool, numbers of the visible tokens (B, V).
+
+        Without a mask, one is drawn by torch's generator in training; in evaluation everything is visible.
+        """
+        mask = mask or self.draw(x)
+        tokens = self.encode(visible_patches(patchify(x, self.patch), mask), mask.keep)
+        return tokens.flatten(1, 2), mask.hidden, mask.keep.flatten(1)
+
+    def draw(self, x: Tensor) -> Mask:
+        """The mask of these voxels where none is given."""
+        if not self.training:
+            return nothing_masked(self.grid, len(x), x.device)
+        return draw_mask(self.grid, self.masking, torch.rand(len(x), math.prod(self.grid), device=x.device))
+
+    def encode(self, patches: Tensor, keep: Tensor) -> Tensor:
+        """Visible patches (B, T'·n, p_d, p_h·p_w·C) and their token numbers (B, T', n) → tokens (B, T', n, E)."""
+        embedded = self.adaptive_agg(patches) if hasattr(self, "adaptive_agg") else self.patch_embed(patches.flatten(2))
+        x = embedded + self.pe_scale * self.positions[keep.flatten(1)]
+        return self.norm(self.blocks(x.view(*keep.shape, -1)))
+
+    def embed(self, voxels: Tensor) -> Tensor:
+        """Superpatches (B, C, D, H, W) → the mean over their final tokens (B, E), nothing masked."""
+        keep = nothing_masked(self.grid, len(voxels), voxels.device).keep
+        return self.encode(patchify(voxels, self.patch), keep).mean(dim=(1, 2))
+
+
+class Decoder(nn.Module):
+    """Mask tokens everywhere, the visible tokens in their places, positions added, blocks on the full grid, voxels out."""
+
+    positions: Tensor
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        a, width = architecture, architecture.decoder_width
+        self.grid: Size = a.grid
+        self.pe_scale = nn.Parameter(torch.tensor(a.position_scale)) if a.decoder_position_scale == "copied" else None
+        self.embed = nn.Linear(a.embed_dim, width) if width != a.embed_dim else nn.Identity()
+        self.mask_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.blocks = Blocks(Block(a, width, a.decoder_heads) for _ in range(a.decoder_depth))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, a.patch_voxels)
+        self.register_buffer("positions", sincos_positions(a.grid, width), persistent=False)
+        initialise(self)
+        nn.init.normal_(self.head.weight, std=0.02)  # the first predictions are near zero, not noise
+
+    def forward(self, tokens: Tensor, mask: Mask, pe_scale: Tensor) -> Tensor:
+        """Tokens (B, T', n, E) → voxels of every patch (B, N, p_d·p_h·p_w·C)."""
+        if self.pe_scale is not None:
+            self.pe_scale.data.copy_(pe_scale.data)  # as released: equal to the encoder's, with a gradient of its own
+            pe_scale = self.pe_scale
+        visible = self.embed(tokens.flatten(1, 2))
+        batch, width = len(visible), visible.shape[-1]
+        places = mask.keep.flatten(1)[:, :, None].expand(-1, -1, width)
+        x = visible.new_zeros(batch, math.prod(self.grid), width).scatter(1, places, visible)
+        x = torch.where(mask.hidden[:, :, None], self.mask_token.to(x.dtype), x) + pe_scale * self.positions
+        x = self.blocks(x.view(batch, self.grid[0], -1, width))
+        return self.head(self.norm(x)).flatten(1, 2)
+
+
+class MaskedOutput(NamedTuple):
+    """loss, full_mse: scalars; prediction (B, N, p_d·p_h·p_w·C)."""
+
+    loss: Tensor
+    full_mse: Tensor
+    prediction: Tensor
+
+
+class MaskedAutoencoder(nn.Module):
+    """NEMESIS: mean squared error on the masked patches of the clean volume (arXiv 2604.01612)."""
+
+    def __init__(self, architecture: Architecture, masking: Masking | None = None) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.encoder, self.decoder = Encoder(architecture, masking), Decoder(architecture)
+
+    def recompute(self, on: bool = True) -> None:
+        """Switch activation checkpointing of all blocks."""
+        self.encoder.blocks.recompute = self.decoder.blocks.recompute = on
+
+    def forward(self, voxels: Tensor, mask: Mask, noise: Tensor | None = None) -> MaskedOutput:
+        """Clean voxels (B, C, D, H, W), what to hide, and noise (B, V, p_d, p_h·p_w·C) for the visible patches.
+
+        Where nothing is hidden the loss covers the whole volume.
+        """
+        target = patchify(voxels, self.encoder.patch)
+        visible = visible_patches(target, mask)
+        tokens = self.encoder.encode(visible if noise is None else visible + noise, mask.keep)
+        prediction = self.decoder(tokens, mask, self.encoder.pe_scale).float()
+        per_patch = (prediction - target.flatten(2)).square().mean(dim=2)
+        full = per_patch.mean()
+        n_hidden = per_patch.numel() - mask.keep.numel()  # every sample hides equally many: no waiting for the device
+        if not n_hidden:
+            return MaskedOutput(full, full, prediction)
+        return MaskedOutput((per_patch * mask.hidden).sum() / n_hidden, full, prediction)
+
+    def reconstruct(self, voxels: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
+        """Prediction (B, C, D, H, W) and hidden (B, 1, D, H, W) bool."""
+        patch, grid = self.encoder.patch, self.encoder.grid
+        prediction = unpatchify(MaskedAutoencoder.forward(self, voxels, mask).prediction, patch, grid, voxels.shape[1])
+        per_voxel = mask.hidden[:, :, None].expand(-1, -1, math.prod(patch))
+        return prediction, unpatchify(per_voxel, patch, grid)
+
+
+def visible_patches(patches: Tensor, mask: Mask) -> Tensor:
+    """Of patches (B, N, p_d, p_h·p_w·C) those that the mask leaves visible (B, V, p_d, p_h·p_w·C)."""
+    return patches.gather(1, mask.keep.flatten(1)[:, :, None, None].expand(-1, -1, *patches.shape[2:]))

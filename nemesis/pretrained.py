@@ -1,0 +1,238 @@
+"""Networks for people who only want the encoder: load one from any file, apply it to any scan."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nemesis.config import Preparation
+from nemesis.data.readers import Volume, read_volume, resample
+from nemesis.data.store import AIR, normalise, pad
+from nemesis.errors import Fault, NemesisError
+from nemesis.files import write_bytes, write_parquet
+from nemesis.method import Method, Reconstruction, create
+from nemesis.models.architecture import Size
+from nemesis.models.autoencoder import MaskedAutoencoder
+from nemesis.models.checkpoint import from_pretrained, load_weights
+from nemesis.models.keyed import Keys
+from nemesis.models.mae import MAEgic3DMAE
+from nemesis.models.masking import draw_mask, nothing_masked
+from nemesis.models.released import load_released
+from nemesis.training.device import arithmetic, device_for, resolve_precision
+
+if TYPE_CHECKING:
+    import pyarrow
+
+BATCH_VOXELS = 2**22  # 2 superpatches of 128³
+
+
+def load(
+    path: Path | str,
+    superpatch_size: int | Size | None = None,
+    patch_size: int | Size | None = None,
+    num_heads: int | None = None,
+    decoder_num_heads: int | None = None,
+) -> MAEgic3DMAE:
+    """A NEMESIS network, in evaluation mode on the CPU: ``nemesis.load("MAE_768_0.5.pt")``.
+
+    Args:
+        path: a released checkpoint (.pt); a run's folder (``results/runs/<run>``); a folder of ``save_pretrained``; a repository
+            of the Hugging Face Hub (``owner/name``).
+        superpatch_size, patch_size, num_heads, decoder_num_heads: what a released checkpoint does not say, where it is not as
+            released (128, 8, 8, and patches that are square in the plane).
+
+    Raises:
+        NemesisError: no such file, or it is truncated, is something else, or carries code (which is never run).
+    """
+    path = Path(path)
+    run = _run_folder(path)
+    if run:
+        _, network = _load_run(run)
+        if not isinstance(network, MaskedAutoencoder):
+            what = f"is a run of another method ({type(network).__name__}), not of NEMESIS"
+            raise NemesisError(Fault(str(path), what, "`nemesis embed` takes the runs of every method."))
+        model = MAEgic3DMAE.of(network.architecture, network.encoder.masking)
+        model.load_state_dict(network.state_dict())
+        return model.eval()
+    if path.is_dir() or (not path.suffix and len(path.parts) == 2 and not path.exists()):
+        return from_pretrained(path)
+    return load_released(path, superpatch_size, patch_size, num_heads, decoder_num_heads)
+
+
+def _run_folder(path: Path) -> Path | None:
+    folder = path.parent if path.name == "checkpoint.safetensors" else path
+    return folder if (folder / "run.json").is_file() else None
+
+
+def _load_run(folder: Path) -> tuple[Method[Any], nn.Module]:
+    identity = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    method = create(identity["method"], identity["settings"], identity["superpatch"])
+    network = method.build()
+    load_weights(network, folder / "checkpoint.safetensors")
+    return method, network.eval()
+
+
+@dataclass
+class Applied:
+    """A network with what it needs to be applied to a scan."""
+
+    network: Any
+    superpatch: Size  # voxels (D, H, W)
+    preparation: Preparation
+    method: Method[Any] | None  # of a run; None: ``network`` is a MAEgic3DMAE
+
+    @classmethod
+    def load(cls, path: Path, **sizes: Any) -> Applied:
+        """See :func:`load`; a run's folder may be of any method."""
+        run = _run_folder(path)
+        if run is None:
+            model = load(path, **sizes)
+            return cls(model, model.architecture.superpatch, Preparation(), None)
+        method, network = _load_run(run)
+        identity = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        preparation = Preparation.model_validate(identity["preparation"] or {})
+        return cls(network, (identity["superpatch"],) * 3, preparation, method)
+
+    def encode(self, voxels: Tensor) -> Tensor:
+        """Superpatches (B, 1, D, H, W) in [0, 1] → vectors (B, F)."""
+        return self.method.encode(self.network, voxels) if self.method else self.network.encoder.embed(voxels)
+
+    def reconstruct(self, voxels: Tensor, keys: Keys | None) -> Reconstruction:
+        """See :meth:`nemesis.method.Method.reconstruct`."""
+        if self.method:
+            return self.method.reconstruct(self.network, voxels, keys)
+        encoder = self.network.encoder
+        mask = nothing_masked(encoder.grid, len(voxels), voxels.device)
+        if keys is not None:
+            mask = draw_mask(encoder.grid, encoder.masking, keys.uniform("mask", mask.hidden.shape[1]))
+        return Reconstruction(*self.network.reconstruct(voxels, mask))
+
+
+def embed(scan: Path, weights: Path, out: Path, device: str = "auto", **sizes: Any) -> int:
+    """Write a vector per superpatch of a scan, with its place; returns how many.
+
+    The scan is tiled from its inferior, left, posterior corner; what lies beyond its far ends is air. ``.npz`` holds ``vectors``
+    (N, F) float32, ``centres_mm`` (N, 3) (x, y, z of the superpatch's centre in the scan's own RAS+ millimetres), ``starts`` and
+    ``valid`` (N, 3) (first voxel and extent inside the scan, (D, H, W)) and ``foreground`` (N,) (mean after windowing);
+    ``.parquet`` the same as columns.
+
+    Raises:
+        NemesisError: scan, weights or the name of the output cannot be used.
+    """
+    if out.suffix not in (".npz", ".parquet"):
+        raise NemesisError(Fault(str(out), "is neither .parquet nor .npz", "Name the output vectors.parquet or vectors.npz."))
+    applied = Applied.load(weights, **sizes)
+    volume = _prepared(scan, applied)
+    starts, valid, vectors, shares = [], [], [], []
+    with torch.no_grad(), device_for(device) as place:
+        applied.network.to(place)
+        for start, extent, voxels in _superpatches(volume, applied):
+            with arithmetic(place, resolve_precision("auto", place)):
+                vectors.append(applied.encode(voxels.to(place)).float().cpu().numpy())
+            starts.append(start)
+            valid.append(extent)
+            shares += [float(v[0, : e[0], : e[1], : e[2]].mean()) for v, e in zip(voxels, extent, strict=True)]
+    found = {
+        "vectors": np.concatenate(vectors),
+        "starts": np.concatenate(starts),
+        "valid": np.concatenate(valid),
+        "foreground": np.array(shares, np.float32),
+    }
+    centre = found["starts"] + (np.array(applied.superpatch) - 1) / 2  # (D, H, W) = (z, x, y) of the RAS array
+    found["centres_mm"] = (np.c_[centre[:, [1, 2, 0]], np.ones(len(centre))] @ volume.affine.T)[:, :3]
+    if out.suffix == ".npz":
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **found)  # type: ignore[arg-type]
+        write_bytes(out, buffer.getvalue())
+    else:
+        write_parquet(out, _table(found))
+    return len(centre)
+
+
+def reconstruct(
+    scan: Path, weights: Path, out: Path, device: str = "auto", masked: bool = True, seed: int = 0, **sizes: Any
+) -> None:
+    """Write a scan put together from its reconstructed superpatches, as NIfTI in HU with the affine of the scan.
+
+    The values are those after windowing. Under the mask of the pretext (``masked``, drawn from ``seed``) only hidden voxels are
+    the network's: visible ones are the scan's.
+
+    Raises:
+        NemesisError: scan, weights or the name of the output cannot be used, or the method does not reconstruct.
+    """
+    from nibabel.nifti1 import Nifti1Image
+
+    if not out.name.endswith((".nii", ".nii.gz")):
+        raise NemesisError(Fault(str(out), "is no NIfTI file's name", "Name the output reconstruction.nii.gz."))
+    applied = Applied.load(weights, **sizes)
+    if applied.method and not applied.method.card.reconstructs:
+        raise NemesisError(Fault(str(weights), f"{applied.method.card.title} does not reconstruct", "Use another run."))
+    volume = _prepared(scan, applied)
+    stitched = np.zeros(volume.hu.shape, np.float32)
+    done = 0
+    with torch.no_grad(), device_for(device) as place:
+        applied.network.to(place)
+        for starts, extents, voxels in _superpatches(volume, applied):
+            voxels = voxels.to(place)
+            keys = Keys.at(seed, 0, range(done, done + len(voxels)), place) if masked else None
+            with arithmetic(place, resolve_precision("auto", place)):
+                found = applied.reconstruct(voxels, keys)
+            pasted = torch.where(found.hidden, found.prediction.float(), voxels) if masked else found.prediction.float()
+            for values, start, extent in zip(pasted[:, 0].cpu().numpy(), starts, extents, strict=True):
+                box = tuple(slice(s, s + n) for s, n in zip(start, extent, strict=True))
+                stitched[box] = values[tuple(slice(n) for n in extent)]
+            done += len(voxels)
+    low, high = applied.preparation.hu_window
+    hu = np.rint(low + stitched * (high - low)).clip(-32768, 32767).astype(np.int16)
+    nifti: Any = Nifti1Image  # nibabel is annotated by halves
+    image = nifti(hu.transpose(1, 2, 0), volume.affine)
+    image.header.set_xyzt_units("mm")
+    data = image.to_bytes()
+    if out.suffix == ".gz":
+        data = gzip.compress(data, compresslevel=6, mtime=0)
+    write_bytes(out, data)
+
+
+def _prepared(scan: Path, applied: Applied) -> Volume:
+    volume = read_volume(scan)
+    spacing = applied.preparation.spacing_mm
+    return resample(volume, None, spacing)[0] if spacing else volume
+
+
+def _superpatches(volume: Volume, applied: Applied) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Tensor]]:
+    """Batches of starts (B, 3), extents inside the scan (B, 3) and voxels (B, 1, D, H, W) in [0, 1]."""
+    size, shape = np.array(applied.superpatch), np.array(volume.hu.shape)
+    starts = np.array(list(itertools.product(*(range(0, n, s) for n, s in zip(shape, size, strict=True)))), np.int64)
+    batch = max(1, BATCH_VOXELS // int(size.prod()))
+    for first in range(0, len(starts), batch):
+        some = starts[first : first + batch]
+        extents = np.minimum(shape - some, size)
+        crops = [
+            pad(volume.hu[tuple(slice(s, s + n) for s, n in zip(start, extent, strict=True))], applied.superpatch, AIR)
+            for start, extent in zip(some, extents, strict=True)
+        ]
+        yield some, extents, torch.from_numpy(normalise(np.stack(crops), applied.preparation.hu_window))[:, None]
+
+
+def _table(arrays: dict[str, NDArray[Any]]) -> pyarrow.Table:
+    import pyarrow as pa
+
+    columns: dict[str, Any] = {}
+    for axis, name in enumerate("dhw"):
+        columns |= {f"start_{name}": arrays["starts"][:, axis], f"valid_{name}": arrays["valid"][:, axis]}
+    columns |= {f"{name}_mm": arrays["centres_mm"][:, axis] for axis, name in enumerate("xyz")}
+    columns["foreground"] = arrays["foreground"]
+    vectors = arrays["vectors"]
+    columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    return pa.table(columns)

@@ -1,0 +1,132 @@
+"""Encoders for people who only want those: a scan in, vectors with their places or a reconstruction out."""
+
+import json
+
+import nibabel
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from phantoms import identity_of
+from small_scans import RAS, body, save
+
+import nemesis
+from nemesis.config import Preparation
+from nemesis.errors import NemesisError
+from nemesis.method import Reconstruction, create
+from nemesis.models.checkpoint import save_weights
+from nemesis.models.mae import MAEgic3DMAE
+from nemesis.pretrained import Applied, embed, reconstruct
+
+LOW, HIGH = Preparation().hu_window
+
+
+def run_folder(folder, name="nemesis"):
+    """A run as `nemesis pretrain` leaves it, untrained."""
+    identity = identity_of(name=name, settings=None if name == "nemesis" else {"embed_dim": 64, "depth": 1})
+    torch.manual_seed(0)
+    method = create(name, identity["settings"], identity["superpatch"])
+    network = method.build().eval()
+    folder.mkdir()
+    save_weights(network, folder / "checkpoint.safetensors", {})
+    (folder / "run.json").write_text(json.dumps(identity))
+    return method, network
+
+
+def house(path):
+    """A NIfTI as nibabel reads it, turned to the house's axes."""
+    image = nibabel.as_closest_canonical(nibabel.load(path))
+    return np.asarray(image.dataobj).transpose(2, 0, 1), image.affine
+
+
+@pytest.mark.parametrize("name", ["nemesis", "random_vit"])
+def test_embeds_every_superpatch_at_its_place(name, tmp_path):
+    method, network = run_folder(tmp_path / "run", name)
+    hu = body((20, 24, 16))
+    scan = save(tmp_path / "scan.nii.gz", hu, axes="LPS")
+    assert embed(scan, tmp_path / "run", tmp_path / "v.parquet", "cpu") == 4
+    table = pq.read_table(tmp_path / "v.parquet").to_pandas()
+    assert table[["start_d", "start_h", "start_w"]].values.tolist() == [[0, 0, 0], [0, 16, 0], [16, 0, 0], [16, 16, 0]]
+    assert table["valid_d"].tolist() == [16, 16, 4, 4]
+    # the centre of the first 16³ superpatch: 7.5 voxels of 2 × 1.5 × 3 mm from the first voxel's, along x, y, z
+    assert np.allclose(table.loc[0, ["x_mm", "y_mm", "z_mm"]].astype(float), [15, 11.25, 22.5])
+    assert np.allclose(table.loc[1, ["x_mm", "y_mm", "z_mm"]].astype(float), [47, 11.25, 22.5])  # H runs along x
+    crop = torch.from_numpy(np.clip((hu[:16, :16, :16].astype(np.float32) - LOW) / (HIGH - LOW), 0, 1))[None, None]
+    with torch.no_grad():
+        expected = method.encode(network, crop)[0].numpy()
+    assert np.abs(table["vector"][0] - expected).max() < 0.05 * np.abs(expected).max()  # bf16 where the CPU has it
+    embed(scan, tmp_path / "run", tmp_path / "v.npz", "cpu")
+    with np.load(tmp_path / "v.npz") as arrays:
+        assert np.array_equal(arrays["vectors"], np.stack(table["vector"]))
+        assert np.allclose(arrays["centres_mm"], table[["x_mm", "y_mm", "z_mm"]])
+
+
+def test_embeds_with_a_released_checkpoint(tmp_path):
+    from nemesis.models.released import export_released
+
+    torch.manual_seed(0)
+    model = MAEgic3DMAE(superpatch_size=16, patch_size=4, embed_dim=64, depth=1, decoder_depth=1).eval()
+    export_released(model, tmp_path / "w.pt")
+    scan = save(tmp_path / "scan.nii.gz", body((16, 16, 16)))
+    embed(scan, tmp_path / "w.pt", tmp_path / "v.npz", "cpu")
+    with np.load(tmp_path / "v.npz") as arrays:
+        assert arrays["vectors"].shape == (1, 64)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_reconstructs_onto_the_grid_of_the_scan(masked, tmp_path):
+    run_folder(tmp_path / "run")
+    hu = body((20, 24, 17))
+    scan = save(tmp_path / "scan.nii.gz", hu, axes="LPS")
+    reconstruct(scan, tmp_path / "run", tmp_path / "r.nii.gz", "cpu", masked=masked)
+    found, affine = house(tmp_path / "r.nii.gz")
+    assert found.shape == hu.shape
+    assert np.allclose(affine, RAS)
+    kept = (found == np.clip(hu, LOW, HIGH)).mean()
+    assert (kept > 0.24) == masked  # a quarter is visible, and stays as it was
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.tuples(*[st.integers(8, 40)] * 3), st.tuples(*[st.sampled_from([8, 16])] * 3))
+def test_an_identity_network_gives_the_scan_back_whatever_its_size(tmp_path, shape, superpatch):
+    hu = body(shape).clip(int(LOW), int(HIGH))
+    hu[0, 0] = -150  # something like fat, so that it passes for CT
+    identity = Applied(torch.nn.Identity(), superpatch, Preparation(), None)
+    identity.reconstruct = lambda voxels, keys: Reconstruction(voxels, torch.ones_like(voxels, dtype=torch.bool))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Applied, "load", lambda path: identity)
+        reconstruct(save(tmp_path / "scan.nii.gz", hu), tmp_path, tmp_path / "r.nii.gz", "cpu")
+    assert np.array_equal(house(tmp_path / "r.nii.gz")[0], hu)
+
+
+def test_load_takes_a_run_s_folder_and_refuses_other_methods(tmp_path):
+    _, network = run_folder(tmp_path / "run")
+    x = torch.rand(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        for path in (tmp_path / "run", tmp_path / "run/checkpoint.safetensors"):
+            assert torch.equal(nemesis.load(path).encoder.embed(x), network.encoder.embed(x))
+    run_folder(tmp_path / "other", "random_vit")
+    with pytest.raises(NemesisError, match="another method"):
+        nemesis.load(tmp_path / "other")
+
+
+def test_outputs_of_no_known_kind_are_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(NemesisError, match=r"neither \.parquet nor \.npz"):
+        embed(tmp_path / "none.nii", tmp_path / "none", tmp_path / "v.csv")
+    with pytest.raises(NemesisError, match="no NIfTI"):
+        reconstruct(tmp_path / "none.nii", tmp_path / "none", tmp_path / "r.mha")
+    run_folder(tmp_path / "run", "random_vit")
+    with pytest.raises(NemesisError, match="does not reconstruct"):
+        reconstruct(save(tmp_path / "s.nii.gz", body()), tmp_path / "run", tmp_path / "r.nii.gz", "cpu")
+
+
+def test_planning_with_nemesis_imports_no_torch():
+    import subprocess
+    import sys
+
+    code = "import nemesis, sys; assert 'torch' not in sys.modules; nemesis.load; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        _ = nemesis.lode
