@@ -73,7 +73,8 @@ class Place:
         path = os.pathsep.join(map(str, (self.folder, *self.python_path)))
         env = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "SNAKEMAKE"))}
         bin_folder = str(Path(sys.executable).parent)
-        return env | {"PYTHONPATH": path, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+        others = os.pathsep.join(p for p in env["PATH"].split(os.pathsep) if p != bin_folder)  # no environment is active
+        return env | {"PYTHONPATH": path, "PATH": others, "OMP_NUM_THREADS": "1"}
 
     def start(self, *words):
         """Snakemake in the background, the leader of a process group of its own."""
@@ -88,6 +89,8 @@ class Place:
         return self.snakemake("--dry-run", *words)
 
     def run(self, *command):
+        if command[0] == "nemesis":
+            command = (str(Path(sys.executable).with_name("nemesis")), *command[1:])
         done = subprocess.run(
             command, cwd=self.folder, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
         )

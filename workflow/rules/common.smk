@@ -1,6 +1,7 @@
 """The plan of the experiment, made once when the workflow is read; every rule takes its part from here."""
 
 import json
+import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -18,6 +19,9 @@ try:
     )
 except NemesisError as error:
     raise WorkflowError(str(error)) from None
+
+# `.venv/bin/snakemake` finds `nemesis` beside itself, whether the environment is active or not
+shell.prefix(f'export PATH="{Path(sys.executable).parent}:$PATH"; ')
 
 CONFIG = EXPERIMENT.config
 FOLDER = str(EXPERIMENT.folder)
