@@ -164,6 +164,7 @@ class Pretraining(Section):
     precision: Literal["auto", "32-true", "bf16-mixed"] = key(
         "auto", "Arithmetic; auto is bf16-mixed where the device computes it, else 32-true"
     )
+    compile: bool = key(False, "torch.compile the network; slower to start, other last bits")
     threads: int = key(1, "CPU threads of a training process, whatever --cores says (the count changes bits)", "threads", ge=1)
 
 

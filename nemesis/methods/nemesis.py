@@ -87,6 +87,9 @@ class NemesisSettings(EncoderSettings):
         "[0, 1] units",
         min_length=1,
     )
+    recompute: bool = key(
+        False, "Activation checkpointing: blocks are computed again on the way back, for less memory and the same numbers"
+    )
 
 
 E_ = TypeVar("E_", bound=EncoderSettings)
@@ -145,7 +148,9 @@ class Nemesis(NemesisEncoderMethod[NemesisSettings]):
         """See :meth:`Method.build`."""
         from nemesis.models.autoencoder import MaskedAutoencoder
 
-        return MaskedAutoencoder(self.architecture, self.masking)
+        network = MaskedAutoencoder(self.architecture, self.masking)
+        network.recompute(self.settings.recompute)
+        return network
 
     def mask(self, keys: Keys) -> Mask:
         """The mask of each sample, from its key alone."""

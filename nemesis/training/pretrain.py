@@ -119,6 +119,8 @@ class _Training:
             weight_decay=recipe.weight_decay,
             fused=True,
         )
+        if recipe.compile:
+            network.compile()
         self.wrapped, self.optimizer = self.fabric.setup(network, optimizer)
         window = scans.preparation.hu_window
         self.low, self.width = window[0], window[1] - window[0]

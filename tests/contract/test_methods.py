@@ -9,6 +9,7 @@ import pytest
 import torch
 from small_methods import small_method
 
+from nemesis.evaluation.cost import by_fvcore, by_torch, method_cost
 from nemesis.method import Batch, methods
 from nemesis.models.checkpoint import load_weights, save_weights
 from nemesis.models.keyed import Keys
@@ -122,6 +123,19 @@ def test_bf16_stays_close_to_fp32(name):
         with torch.autocast("cpu", torch.bfloat16):
             rough = method.encode(network, voxels).float()
     assert (exact - rough).norm() < 0.1 * exact.norm()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_counters_agree_on_what_it_costs(name):
+    method = small_method(name)
+    one, other = method_cost(method, by_torch), method_cost(method, by_fvcore, "cpu")
+    assert one.encode > 0
+    assert other.encode == pytest.approx(one.encode, rel=0.02)
+    if not method.card.pretext:
+        assert one.pretext is other.pretext is None
+        return
+    assert one.pretext > 0
+    assert other.pretext == pytest.approx(one.pretext, rel=0.02)
 
 
 def test_planning_imports_no_network_library():

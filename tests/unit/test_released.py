@@ -120,13 +120,8 @@ def test_load_reads_a_checkpoint_without_tokens_and_with_other_patches(tmp_path)
 
 def test_load_believes_the_file_s_own_config_and_harmless_extras(tmp_path, caplog):
     _, tensors = fixture("official_tiny")
-    content = {
-        "model_state_dict": part(tensors, "weight."),
-        "config": TINY,
-        "best_val_loss": np.float64(0.1),
-        "epoch": np.int64(3),
-    }
-    torch.save(content, tmp_path / "w.pt")
+    extras = {"config": TINY, "best_val_loss": np.float64(0.1), "epoch": np.int64(3)}
+    torch.save({"model_state_dict": part(tensors, "weight."), **extras}, tmp_path / "w.pt")
     nemesis.load(tmp_path / "w.pt")
     assert "assumed" not in caplog.text
 
