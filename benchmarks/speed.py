@@ -70,7 +70,7 @@ def _training(a: argparse.Namespace, name: str) -> Step:
     network: Any = _network(a, name, architecture)
     network.train()
     fused = name == "suite"
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=fused, foreach=None if fused else False)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=fused)
     count = 0
 
     def plain() -> None:
@@ -98,6 +98,8 @@ def _embedding(a: argparse.Namespace, name: str) -> Step:
     network: Any = _network(a, name, architecture)
     network.eval()
     embed = network.embed if name == "plain" else network.encoder.embed
+    if a.compile and name == "suite":
+        embed = torch.compile(embed)
 
     @torch.no_grad()
     def step() -> None:

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 import yaml
@@ -30,7 +30,12 @@ Weights = Annotated[
     Path, typer.Option(help="Released checkpoint (.pt), run folder (results/runs/<run>), or folder or hub name of `export`")
 ]
 Superpatch = Annotated[int | None, typer.Option(help="Edge in voxels, where a released checkpoint's is not 128")]
+PrecisionOption = Annotated[
+    Literal["32-true", "bf16-mixed", "auto"], typer.Option(help="auto is bf16 where the device computes it")
+]
+Patch = Annotated[int | None, typer.Option(help="Edge in voxels, where a released checkpoint's tensors do not tell it")]
 Heads = Annotated[int | None, typer.Option(help="Attention heads, where a released checkpoint's are not 8")]
+DecoderHeads = Annotated[int | None, typer.Option(help="The same of its decoder")]
 ConfigFiles = Annotated[list[Path] | None, typer.Option("--configfile", help="Configuration; default config/config.yaml")]
 Overrides = Annotated[list[str] | None, typer.Option("--config", help="A key to override, as key=value")]
 
@@ -163,13 +168,16 @@ def embed(
     weights: Weights,
     out: Annotated[Path, typer.Option(help="vectors.parquet or vectors.npz")],
     device: Device = "auto",
+    precision: PrecisionOption = "32-true",
     superpatch: Superpatch = None,
+    patch: Patch = None,
     heads: Heads = None,
+    decoder_heads: DecoderHeads = None,
 ) -> None:
     """A vector per superpatch of a scan, with its position in millimetres."""
     from nemesis.pretrained import embed as run
 
-    n = run(scan, weights, out, device, superpatch_size=superpatch, num_heads=heads)
+    n = run(scan, weights, out, device, precision, **_sizes(superpatch, patch, heads, decoder_heads))
     print(f"{n} superpatches → {out}")
 
 
@@ -179,15 +187,18 @@ def reconstruct(
     weights: Weights,
     out: Annotated[Path, typer.Option(help="reconstruction.nii.gz")],
     device: Device = "auto",
+    precision: PrecisionOption = "32-true",
     masked: Annotated[bool, typer.Option(help="Hide what the pretext hides; or show the network everything")] = True,
     seed: Annotated[int, typer.Option(help="Seed of the mask")] = 0,
     superpatch: Superpatch = None,
+    patch: Patch = None,
     heads: Heads = None,
+    decoder_heads: DecoderHeads = None,
 ) -> None:
     """A scan as the network reconstructs it, stitched, in HU, with the scan's affine."""
     from nemesis.pretrained import reconstruct as run
 
-    run(scan, weights, out, device, masked, seed, superpatch_size=superpatch, num_heads=heads)
+    run(scan, weights, out, device, precision, masked, seed, **_sizes(superpatch, patch, heads, decoder_heads))
     print(out)
 
 
@@ -196,18 +207,24 @@ def export(
     weights: Weights,
     out: Annotated[Path, typer.Option(help="A folder (safetensors and a JSON card), or a .pt file in the released layout")],
     superpatch: Superpatch = None,
+    patch: Patch = None,
     heads: Heads = None,
+    decoder_heads: DecoderHeads = None,
 ) -> None:
     """A NEMESIS network for use elsewhere."""
     from nemesis.models.released import export_released
     from nemesis.pretrained import load
 
-    model = load(weights, superpatch_size=superpatch, num_heads=heads)
-    if out.suffix == ".pt":
+    model = load(weights, **_sizes(superpatch, patch, heads, decoder_heads))
+    if out.suffix in (".pt", ".pth"):
         export_released(model, out)
     else:
         model.save_pretrained(out, {"source": str(weights)})
     print(out)
+
+
+def _sizes(superpatch: int | None, patch: int | None, heads: int | None, decoder_heads: int | None) -> dict[str, Any]:
+    return {"superpatch_size": superpatch, "patch_size": patch, "num_heads": heads, "decoder_num_heads": decoder_heads}
 
 
 @report_app.command()

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nemesis.config import Preparation
-from nemesis.data.readers import Volume, read_volume, resample
+from nemesis.data.readers import Volume, read_volume, resample, resample_onto
 from nemesis.data.store import AIR, normalise, pad
 from nemesis.errors import Fault, NemesisError
 from nemesis.files import write_bytes, write_parquet
@@ -29,12 +29,13 @@ from nemesis.models.keyed import Keys
 from nemesis.models.mae import MAEgic3DMAE
 from nemesis.models.masking import draw_mask, nothing_masked
 from nemesis.models.released import load_released
-from nemesis.training.device import arithmetic, device_for, resolve_precision
+from nemesis.training.device import Precision, arithmetic, device_for, resolve_precision
 
 if TYPE_CHECKING:
     import pyarrow
 
-BATCH_VOXELS = 2**22  # 2 superpatches of 128³
+BATCH_VOXELS, MAX_BATCH = 2**22, 64  # 2 superpatches of 128³
+WantedPrecision = Precision | Literal["auto"]
 
 
 def load(
@@ -56,18 +57,24 @@ def load(
         NemesisError: no such file, or it is truncated, is something else, or carries code (which is never run).
     """
     path = Path(path)
-    run = _run_folder(path)
+    sizes = (superpatch_size, patch_size, num_heads, decoder_num_heads)
+    run, card = _run_folder(path), path.parent if path.name == "model.safetensors" else path
+    of_hub = path.suffix not in (".pt", ".pth", ".ckpt", ".safetensors") and len(path.parts) == 2 and not path.exists()
+    described = run or (card / "card.json").is_file() or of_hub
+    if described and any(size is not None for size in sizes):
+        what = "says its sizes itself; superpatch, patch and heads are told of released checkpoints only"
+        raise NemesisError(Fault(str(path), what, "Leave them out."))
     if run:
-        _, network = _load_run(run)
+        _, network, _ = _load_run(run)
         if not isinstance(network, MaskedAutoencoder):
             what = f"is a run of another method ({type(network).__name__}), not of NEMESIS"
             raise NemesisError(Fault(str(path), what, "`nemesis embed` takes the runs of every method."))
         model = MAEgic3DMAE.of(network.architecture, network.encoder.masking)
         model.load_state_dict(network.state_dict())
         return model.eval()
-    if path.is_dir() or (not path.suffix and len(path.parts) == 2 and not path.exists()):
-        return from_pretrained(path)
-    return load_released(path, superpatch_size, patch_size, num_heads, decoder_num_heads)
+    if described or path.is_dir():
+        return from_pretrained(card)
+    return load_released(path, *sizes)
 
 
 def _run_folder(path: Path) -> Path | None:
@@ -75,12 +82,17 @@ def _run_folder(path: Path) -> Path | None:
     return folder if (folder / "run.json").is_file() else None
 
 
-def _load_run(folder: Path) -> tuple[Method[Any], nn.Module]:
-    identity = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    method = create(identity["method"], identity["settings"], identity["superpatch"])
+def _load_run(folder: Path) -> tuple[Method[Any], nn.Module, Preparation]:
+    path = folder / "run.json"
+    try:
+        identity = json.loads(path.read_text(encoding="utf-8"))
+        method = create(identity["method"], identity["settings"], identity["superpatch"], str(path))
+        preparation = Preparation.model_validate(identity["preparation"] or {})  # a control was not trained on any
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise NemesisError(Fault(str(path), f"does not describe a run ({error})", "Train it again.")) from None
     network = method.build()
     load_weights(network, folder / "checkpoint.safetensors")
-    return method, network.eval()
+    return method, network.eval(), preparation
 
 
 @dataclass
@@ -99,10 +111,10 @@ class Applied:
         if run is None:
             model = load(path, **sizes)
             return cls(model, model.architecture.superpatch, Preparation(), None)
-        method, network = _load_run(run)
-        identity = json.loads((run / "run.json").read_text(encoding="utf-8"))
-        preparation = Preparation.model_validate(identity["preparation"] or {})
-        return cls(network, (identity["superpatch"],) * 3, preparation, method)
+        if any(size is not None for size in sizes.values()):
+            load(path, **sizes)  # says that a run knows its sizes
+        method, network, preparation = _load_run(run)
+        return cls(network, (method.superpatch,) * 3, preparation, method)
 
     def encode(self, voxels: Tensor) -> Tensor:
         """Superpatches (B, 1, D, H, W) in [0, 1] → vectors (B, F)."""
@@ -119,7 +131,9 @@ class Applied:
         return Reconstruction(*self.network.reconstruct(voxels, mask))
 
 
-def embed(scan: Path, weights: Path, out: Path, device: str = "auto", **sizes: Any) -> int:
+def embed(
+    scan: Path, weights: Path, out: Path, device: str = "auto", precision: WantedPrecision = "32-true", **sizes: Any
+) -> int:
     """Write a vector per superpatch of a scan, with its place; returns how many.
 
     The scan is tiled from its inferior, left, posterior corner; what lies beyond its far ends is air. ``.npz`` holds ``vectors``
@@ -133,12 +147,12 @@ def embed(scan: Path, weights: Path, out: Path, device: str = "auto", **sizes: A
     if out.suffix not in (".npz", ".parquet"):
         raise NemesisError(Fault(str(out), "is neither .parquet nor .npz", "Name the output vectors.parquet or vectors.npz."))
     applied = Applied.load(weights, **sizes)
-    volume = _prepared(scan, applied)
+    volume = _prepared(read_volume(scan), applied)
     starts, valid, vectors, shares = [], [], [], []
     with torch.no_grad(), device_for(device) as place:
         applied.network.to(place)
         for start, extent, voxels in _superpatches(volume, applied):
-            with arithmetic(place, resolve_precision("auto", place)):
+            with arithmetic(place, resolve_precision(precision, place)):
                 vectors.append(applied.encode(voxels.to(place)).float().cpu().numpy())
             starts.append(start)
             valid.append(extent)
@@ -161,9 +175,16 @@ def embed(scan: Path, weights: Path, out: Path, device: str = "auto", **sizes: A
 
 
 def reconstruct(
-    scan: Path, weights: Path, out: Path, device: str = "auto", masked: bool = True, seed: int = 0, **sizes: Any
+    scan: Path,
+    weights: Path,
+    out: Path,
+    device: str = "auto",
+    precision: WantedPrecision = "32-true",
+    masked: bool = True,
+    seed: int = 0,
+    **sizes: Any,
 ) -> None:
-    """Write a scan put together from its reconstructed superpatches, as NIfTI in HU with the affine of the scan.
+    """Write a scan put together from its reconstructed superpatches, as NIfTI in HU on the very grid of the scan.
 
     The values are those after windowing. Under the mask of the pretext (``masked``, drawn from ``seed``) only hidden voxels are
     the network's: visible ones are the scan's.
@@ -171,14 +192,13 @@ def reconstruct(
     Raises:
         NemesisError: scan, weights or the name of the output cannot be used, or the method does not reconstruct.
     """
-    from nibabel.nifti1 import Nifti1Image
-
     if not out.name.endswith((".nii", ".nii.gz")):
         raise NemesisError(Fault(str(out), "is no NIfTI file's name", "Name the output reconstruction.nii.gz."))
     applied = Applied.load(weights, **sizes)
     if applied.method and not applied.method.card.reconstructs:
         raise NemesisError(Fault(str(weights), f"{applied.method.card.title} does not reconstruct", "Use another run."))
-    volume = _prepared(scan, applied)
+    source = read_volume(scan)
+    volume = _prepared(source, applied)
     stitched = np.zeros(volume.hu.shape, np.float32)
     done = 0
     with torch.no_grad(), device_for(device) as place:
@@ -186,7 +206,7 @@ def reconstruct(
         for starts, extents, voxels in _superpatches(volume, applied):
             voxels = voxels.to(place)
             keys = Keys.at(seed, 0, range(done, done + len(voxels)), place) if masked else None
-            with arithmetic(place, resolve_precision("auto", place)):
+            with arithmetic(place, resolve_precision(precision, place)):
                 found = applied.reconstruct(voxels, keys)
             pasted = torch.where(found.hidden, found.prediction.float(), voxels) if masked else found.prediction.float()
             for values, start, extent in zip(pasted[:, 0].cpu().numpy(), starts, extents, strict=True):
@@ -195,17 +215,27 @@ def reconstruct(
             done += len(voxels)
     low, high = applied.preparation.hu_window
     hu = np.rint(low + stitched * (high - low)).clip(-32768, 32767).astype(np.int16)
-    nifti: Any = Nifti1Image  # nibabel is annotated by halves
-    image = nifti(hu.transpose(1, 2, 0), volume.affine)
+    write_bytes(out, _nifti(scan, resample_onto(Volume(hu, volume.spacing, volume.affine), source), out.suffix == ".gz"))
+
+
+def _nifti(scan: Path, volume: Volume, compressed: bool) -> bytes:
+    """A volume on the house's axes as NIfTI, stored as its scan is: axes, affine, shape."""
+    import nibabel
+    from nibabel import orientations
+
+    library: Any = nibabel  # it is annotated by halves
+    turn: Any = orientations
+    image = library.Nifti1Image(volume.hu.transpose(1, 2, 0), volume.affine)
+    stored = library.load(scan)
+    there = turn.ornt_transform(turn.io_orientation(volume.affine), turn.io_orientation(stored.affine))
+    image = image.as_reoriented(there)
+    image = library.Nifti1Image(np.asarray(image.dataobj), stored.affine)
     image.header.set_xyzt_units("mm")
     data = image.to_bytes()
-    if out.suffix == ".gz":
-        data = gzip.compress(data, compresslevel=6, mtime=0)
-    write_bytes(out, data)
+    return gzip.compress(data, compresslevel=6, mtime=0) if compressed else data
 
 
-def _prepared(scan: Path, applied: Applied) -> Volume:
-    volume = read_volume(scan)
+def _prepared(volume: Volume, applied: Applied) -> Volume:
     spacing = applied.preparation.spacing_mm
     return resample(volume, None, spacing)[0] if spacing else volume
 
@@ -214,7 +244,7 @@ def _superpatches(volume: Volume, applied: Applied) -> Iterator[tuple[NDArray[np
     """Batches of starts (B, 3), extents inside the scan (B, 3) and voxels (B, 1, D, H, W) in [0, 1]."""
     size, shape = np.array(applied.superpatch), np.array(volume.hu.shape)
     starts = np.array(list(itertools.product(*(range(0, n, s) for n, s in zip(shape, size, strict=True)))), np.int64)
-    batch = max(1, BATCH_VOXELS // int(size.prod()))
+    batch = max(1, min(MAX_BATCH, BATCH_VOXELS // int(size.prod())))
     for first in range(0, len(starts), batch):
         some = starts[first : first + batch]
         extents = np.minimum(shape - some, size)

@@ -131,6 +131,19 @@ def resample(
     return Volume(hu, spacing, volume.affine @ change), moved
 
 
+def resample_onto(volume: Volume, like: Volume) -> Volume:
+    """A scan that :func:`resample` made of ``like``, back on the voxels of ``like`` (linear)."""
+    if volume.hu.shape == like.hu.shape:
+        return Volume(volume.hu, like.spacing, like.affine)
+    from scipy.ndimage import affine_transform
+
+    step = np.array(like.spacing) / np.array(volume.spacing)
+    hu = affine_transform(
+        volume.hu, matrix=step, offset=(step - 1) / 2, output_shape=like.hu.shape, order=1, mode="nearest", output=np.float32
+    )
+    return Volume(np.rint(hu).astype(np.int16), like.spacing, like.affine)
+
+
 def _read(path: Path) -> tuple[NDArray[Any], tuple[float, float, float], NDArray[np.float64]]:
     """(D, H, W) array, spacing in mm (D, H, W) and RAS affine of a NIfTI-1 or -2 file; integers stay integers."""
     import nibabel

@@ -6,10 +6,27 @@ Imports no torch: configurations are checked with it before anything heavy is lo
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal
 
 Size = tuple[int, int, int]
+
+
+def triple(size: Any) -> Size:
+    """Voxels (D, H, W) from one number or three.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if isinstance(size, Integral):
+        size = (size,) * 3
+    numbers: tuple[Any, ...] = tuple(size) if isinstance(size, Iterable) else ()
+    if len(numbers) != 3 or not all(isinstance(n, Integral) and int(n) >= 1 for n in numbers):
+        raise ValueError(f"{size!r} is not a size: one number of voxels, or three (D, H, W)")
+    return int(numbers[0]), int(numbers[1]), int(numbers[2])
+
 
 Gate = Literal["linear", "tokens"]
 Streams = Literal["both", "plane", "axis", "joint"]
@@ -48,9 +65,10 @@ class Architecture:
 
     def __post_init__(self) -> None:
         by = "×".join
-        for name, size in (("superpatch", self.superpatch), ("patch", self.patch)):
-            if len(size) != 3 or min(size) < 1:
-                raise ValueError(f"{name} {size} is not three numbers of voxels")
+        least = {"channels": 1, "embed_dim": 1, "depth": 1, "heads": 1, "tokens": 0, "decoder_depth": 1, "decoder_heads": 1}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise ValueError(f"{name} {getattr(self, name)} is less than {smallest}")
         if any(s % p for s, p in zip(self.superpatch, self.patch, strict=True)):
             raise ValueError(f"superpatch {by(map(str, self.superpatch))} is not a multiple of patch {by(map(str, self.patch))}")
         if self.embed_dim % (max(self.tokens, 1) * self.heads):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nemesis.models.architecture import Architecture, Size
 from nemesis.models.blocks import Block, Blocks, initialise
 from nemesis.models.embedding import NemesisEmbedding, patchify, sincos_positions, unpatchify
-from nemesis.models.masking import Mask, Masking, draw_mask, nothing_masked
+from nemesis.models.masking import Mask, Masking, draw_mask, mask_of, nothing_masked
 
 
 class Encoder(nn.Module):
@@ -23,6 +23,7 @@ class Encoder(nn.Module):
         super().__init__()
         a = architecture
         self.patch, self.grid, self.masking = a.patch, a.grid, masking or Masking()
+        self.expects = (a.channels, *a.superpatch)
         self.pe_scale = nn.Parameter(torch.tensor(a.position_scale))
         if a.tokens:
             self.adaptive_agg = NemesisEmbedding(a)
@@ -33,17 +34,36 @@ class Encoder(nn.Module):
         self.register_buffer("positions", sincos_positions(a.grid, a.embed_dim), persistent=False)
         initialise(self)
 
-    def forward(self, x: Tensor, mask: Mask | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, mask: Mask | Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Voxels (B, C, D, H, W) → tokens (B, V, E), hidden (B, N) bool, numbers of the visible tokens (B, V).
 
-        Without a mask, one is drawn by torch's generator in training; in evaluation everything is visible.
-        """
-        mask = mask or self.draw(x)
-        tokens = self.encode(visible_patches(patchify(x, self.patch), mask), mask.keep)
-        return tokens.flatten(1, 2), mask.hidden, mask.keep.flatten(1)
+        Args:
+            mask: what to hide ((B, N) bool, True = hidden); None draws one in training by torch's generator, and hides nothing
+                in evaluation.
 
-    def draw(self, x: Tensor) -> Mask:
-        """The mask of these voxels where none is given."""
+        Raises:
+            ValueError: voxels of another size than the network was built for, or no such mask.
+        """
+        chosen = self.choose(x, mask)
+        tokens = self.encode(visible_patches(self.patches(x), chosen), chosen.keep)
+        return tokens.flatten(1, 2), chosen.hidden, chosen.keep.flatten(1)
+
+    def patches(self, x: Tensor) -> Tensor:
+        """Voxels (B, C, D, H, W) → (B, N, p_d, p_h·p_w·C).
+
+        Raises:
+            ValueError: another size than the network was built for.
+        """
+        if tuple(x.shape[1:]) != self.expects:
+            raise ValueError(f"voxels are (B, {', '.join(map(str, self.expects))}) here, not {tuple(x.shape)}")
+        return patchify(x, self.patch)
+
+    def choose(self, x: Tensor, mask: Mask | Tensor | None) -> Mask:
+        """The mask that was given, or the one that :meth:`forward` takes where none was."""
+        if isinstance(mask, Tensor):
+            return mask_of(mask, self.grid, self.masking.visible(self.grid) if self.masking.plane == "uniform" else None)
+        if mask is not None:
+            return mask
         if not self.training:
             return nothing_masked(self.grid, len(x), x.device)
         return draw_mask(self.grid, self.masking, torch.rand(len(x), math.prod(self.grid), device=x.device))
@@ -57,7 +77,7 @@ class Encoder(nn.Module):
     def embed(self, voxels: Tensor) -> Tensor:
         """Superpatches (B, C, D, H, W) → the mean over their final tokens (B, E), nothing masked."""
         keep = nothing_masked(self.grid, len(voxels), voxels.device).keep
-        return self.encode(patchify(voxels, self.patch), keep).mean(dim=(1, 2))
+        return self.encode(self.patches(voxels), keep).mean(dim=(1, 2))
 
 
 class Decoder(nn.Module):
@@ -94,7 +114,7 @@ class Decoder(nn.Module):
 
 
 class MaskedOutput(NamedTuple):
-    """loss, full_mse: scalars; prediction (B, N, p_d·p_h·p_w·C)."""
+    """loss, full_mse: float32 scalars; prediction (B, N, p_d·p_h·p_w·C) in the precision of the network."""
 
     loss: Tensor
     full_mse: Tensor
@@ -118,11 +138,11 @@ class MaskedAutoencoder(nn.Module):
 
         Where nothing is hidden the loss covers the whole volume.
         """
-        target = patchify(voxels, self.encoder.patch)
+        target = self.encoder.patches(voxels)
         visible = visible_patches(target, mask)
         tokens = self.encoder.encode(visible if noise is None else visible + noise, mask.keep)
-        prediction = self.decoder(tokens, mask, self.encoder.pe_scale).float()
-        per_patch = (prediction - target.flatten(2)).square().mean(dim=2)
+        prediction = self.decoder(tokens, mask, self.encoder.pe_scale)
+        per_patch = squared_error(prediction, target.flatten(2))
         full = per_patch.mean()
         n_hidden = per_patch.numel() - mask.keep.numel()  # every sample hides equally many: no waiting for the device
         if not n_hidden:
@@ -132,9 +152,32 @@ class MaskedAutoencoder(nn.Module):
     def reconstruct(self, voxels: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
         """Prediction (B, C, D, H, W) and hidden (B, 1, D, H, W) bool."""
         patch, grid = self.encoder.patch, self.encoder.grid
-        prediction = unpatchify(MaskedAutoencoder.forward(self, voxels, mask).prediction, patch, grid, voxels.shape[1])
+        prediction = unpatchify(MaskedAutoencoder.forward(self, voxels, mask).prediction.float(), patch, grid, voxels.shape[1])
         per_voxel = mask.hidden[:, :, None].expand(-1, -1, math.prod(patch))
         return prediction, unpatchify(per_voxel, patch, grid)
+
+
+class _SquaredError(torch.autograd.Function):
+    """Three passes over the voxels, forward and backward, where the plain formula takes eight."""
+
+    @staticmethod
+    def forward(ctx: Any, prediction: Tensor, target: Tensor) -> Tensor:
+        difference = prediction - target
+        ctx.save_for_backward(difference)
+        ctx.kind = prediction.dtype
+        return torch.linalg.vecdot(difference, difference) / target.shape[-1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (difference,) = ctx.saved_tensors
+        scale = (2.0 / difference.shape[-1]) * grad[..., None]
+        return torch.mul(difference, scale, out=torch.empty_like(difference, dtype=ctx.kind)), None
+
+
+def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error (B, N), float32, of predictions (B, N, P) of any precision; targets (B, N, P) are data."""
+    function: Any = _SquaredError
+    return function.apply(prediction, target)
 
 
 def visible_patches(patches: Tensor, mask: Mask) -> Tensor:

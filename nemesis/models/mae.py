@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemesis.models.architecture import OFFICIAL, Architecture, Size
+from nemesis.models.architecture import OFFICIAL, Architecture, Size, triple
 from nemesis.models.autoencoder import Decoder, Encoder, MaskedAutoencoder, visible_patches
 from nemesis.models.embedding import patchify, unpatchify
-from nemesis.models.masking import Mask, Masking, mask_of
+from nemesis.models.masking import Mask, Masking
 
 MAEgicEncoder, MAEgicDecoder = Encoder, Decoder
 
@@ -60,11 +60,11 @@ class MAEgic3DMAE(MaskedAutoencoder):
         use_maegic_tokens: bool = True,
         decoder_embed_dim: int | None = None,
     ) -> None:
-        if "sin" not in pos_encoding_type:
+        if not pos_encoding_type.startswith("sin"):
             raise ValueError(f"pos_encoding_type '{pos_encoding_type}' is unknown: only sines and cosines ('sincos') are there")
         architecture = Architecture(
-            superpatch=_size(superpatch_size),
-            patch=_size(patch_size),
+            superpatch=triple(superpatch_size),
+            patch=triple(patch_size),
             channels=in_channels,
             embed_dim=embed_dim,
             depth=depth,
@@ -99,9 +99,7 @@ class MAEgic3DMAE(MaskedAutoencoder):
             the reconstruction (B, C, D, H, W); ``mask`` (B, N) True = hidden, ``ids_keep`` (B, V), ``spatial_mask_ratio``
             and ``depth_mask_ratio``; the noisy input (B, C, D, H, W).
         """
-        if isinstance(mask, Tensor):
-            mask = mask_of(mask, self.encoder.grid)
-        mask = mask or self.encoder.draw(x)
+        mask = self.encoder.choose(x, mask)
         noise = noise_std * torch.randn_like(x) if noise_std else None
         seen = None
         if noise is not None:
@@ -114,7 +112,7 @@ class MAEgic3DMAE(MaskedAutoencoder):
             "masked_ratio": mask.hidden.float().mean(),
             "psnr": -10.0 * torch.log10(out.full_mse.detach() + 1e-8),
         }
-        reconstruction = unpatchify(out.prediction, self.encoder.patch, self.encoder.grid, x.shape[1])
+        reconstruction = unpatchify(out.prediction.float(), self.encoder.patch, self.encoder.grid, x.shape[1])
         masking = self.encoder.masking
         what = {
             "mask": mask.hidden,
@@ -151,16 +149,13 @@ class MAEgic3DMAE(MaskedAutoencoder):
         """
         token = state_dict.get("decoder.mask_token")
         if isinstance(token, Tensor) and token.shape[-1] != self.architecture.decoder_width:
-            width, place = token.shape[-1], self.encoder.pe_scale.device
+            width, place = token.shape[-1], self.encoder.pe_scale
             what = f"the decoder is rebuilt at width {width}, the file's (it was {self.architecture.decoder_width})"
             warnings.warn(f"{what}; optimisers made before hold the old one", stacklevel=2)
             self.architecture = dataclasses.replace(self.architecture, decoder_dim=width)
             self.decoder = Decoder(self.architecture).to(place).train(self.training)
+            self.recompute(self.encoder.blocks.recompute)
         found = super().load_state_dict(state_dict, strict=strict, assign=assign)
         if wrong := [name for name in [*found.missing_keys, *found.unexpected_keys] if not name.startswith("decoder.")]:
             raise RuntimeError(f"the weights are of another encoder: {', '.join(wrong[:3])}{' …' * (len(wrong) > 3)}")
         return found
-
-
-def _size(size: int | Size) -> Size:
-    return (size, size, size) if isinstance(size, int) else (int(size[0]), int(size[1]), int(size[2]))

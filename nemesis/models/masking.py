@@ -43,6 +43,11 @@ class Masking:
     plane_ratio: float = 0.5
     axis_ratio: float = 0.5
 
+    def __post_init__(self) -> None:
+        for name, ratio in (("plane_ratio", self.plane_ratio), ("axis_ratio", self.axis_ratio)):
+            if not 0.0 <= ratio < 1.0:
+                raise ValueError(f"{name} {ratio} is not in [0, 1)")
+
     def visible(self, grid: Size) -> tuple[int, int]:
         """Shape (T', n) of the visible tokens."""
         slices, columns = grid[0], grid[1] * grid[2]
@@ -82,22 +87,24 @@ def draw_mask(grid: Size, masking: Masking, scores: Tensor) -> Mask:
         keep = _lowest(scores, n_slices * n_tokens).view(batch, n_slices, n_tokens)
         return _mask(keep, scores)
     if masking.plane == "thinned":
-        # a sum modulo 1 of uniform numbers is uniform, and independent of any one of them
-        kept_columns = _lowest(table.sum(1) % 1.0, visible_count(columns, masking.plane_ratio))
+        kept_columns = _lowest(_sums(table, 1), visible_count(columns, masking.plane_ratio))
         within = table.gather(2, kept_columns[:, None, :].expand(-1, slices, -1))
         places = kept_columns[:, None, :].expand(-1, slices, -1).gather(2, _lowest(within, n_tokens))
         return _mask(torch.arange(slices, device=scores.device)[:, None] * columns + places, scores)
-    slice_scores = table.sum(2) % 1.0
+    slice_scores = _sums(table, 2)
     kept_slices = _block(slice_scores, n_slices) if masking.axis == "contiguous" else _lowest(slice_scores, n_slices)
     if masking.plane == "columns":
-        places = _lowest(table.sum(1) % 1.0, n_tokens)[:, None, :]
+        places = _lowest(_sums(table, 1), n_tokens)[:, None, :]
     else:
         places = _lowest(table.gather(1, kept_slices[:, :, None].expand(-1, -1, columns)), n_tokens)
     return _mask(kept_slices[:, :, None] * columns + places, scores)
 
 
-def mask_of(hidden: Tensor, grid: Size) -> Mask:
+def mask_of(hidden: Tensor, grid: Size, rows: tuple[int, int] | None = None) -> Mask:
     """An explicit mask: hidden (B, N) bool, True where masked, with equally many visible tokens in every slice that has any.
+
+    Args:
+        rows: shape (T', n) of the visible tokens where they keep no grid (``uniform``).
 
     Raises:
         ValueError: another shape, nothing visible, or slices that differ in their number of visible tokens.
@@ -105,6 +112,8 @@ def mask_of(hidden: Tensor, grid: Size) -> Mask:
     slices, columns = grid[0], grid[1] * grid[2]
     if hidden.dtype != torch.bool or hidden.shape[1:] != (slices * columns,):
         raise ValueError(f"a mask is bool (B, {slices * columns}), not {hidden.dtype} {tuple(hidden.shape)}")
+    if rows and bool(((~hidden).sum(1) == math.prod(rows)).all()):
+        return Mask((~hidden).nonzero()[:, 1].view(len(hidden), *rows), hidden)
     counts = (~hidden).view(-1, slices, columns).sum(2)
     n = int(counts.max())
     used = (counts > 0).sum(1)
@@ -122,6 +131,12 @@ def nothing_masked(grid: Size, batch: int, device: torch.device) -> Mask:
 
 def _mask(keep: Tensor, scores: Tensor) -> Mask:
     return Mask(keep, torch.ones_like(scores, dtype=torch.bool).scatter_(1, keep.flatten(1), False))
+
+
+def _sums(table: Tensor, axis: int) -> Tensor:
+    """Sums modulo 1: uniform again, and independent of any one of their numbers. In whole 2⁻²⁴, which is what scores are made of,
+    so that no device's order of summation changes them."""
+    return (table * 2**24).long().sum(axis) % 2**24 * 2.0**-24
 
 
 def _lowest(scores: Tensor, n: int) -> Tensor:

@@ -6,9 +6,11 @@ import argparse
 import io
 import logging
 import math
-import pickle
+import pickletools
+import warnings
+import zipfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,9 @@ from torch import Tensor
 
 from nemesis.errors import Fault, NemesisError
 from nemesis.files import write_bytes
-from nemesis.models.architecture import OFFICIAL, Architecture, Size
+from nemesis.models.architecture import OFFICIAL, Architecture, Size, triple
 from nemesis.models.mae import MAEgic3DMAE
+from nemesis.models.masking import Masking
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +30,26 @@ HEADS, EDGE = 8, 128  # of every released checkpoint; the tensors do not say the
 # what training scripts put beside the weights, and that does nothing when it is read: NumPy's scalars and argparse's Namespace
 _HARMLESS: list[Any] = [
     argparse.Namespace,
+    PosixPath,
     np.dtype,
-    *{type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")},
-    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
-    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+    np.ndarray,
+    *{type(np.dtype(kind)) for kind in "?bBhHiIlLefdU"},
+    *(
+        (maker, f"numpy.{core}.multiarray.{name}")
+        for maker, name in ((np.float64(0).__reduce__()[0], "scalar"), (np.zeros(1).__reduce__()[0], "_reconstruct"))
+        for core in ("core", "_core")
+    ),
 ]
+# of which the released values are assumed where neither the caller nor the file's `config` says them
+_SIZES = (
+    "superpatch_size",
+    "patch_size",
+    "in_channels",
+    "num_heads",
+    "decoder_num_heads",
+    "spatial_mask_ratio",
+    "depth_mask_ratio",
+)
 
 
 def load_released(
@@ -43,8 +61,8 @@ def load_released(
 ) -> MAEgic3DMAE:
     """The network of a released checkpoint, in evaluation mode.
 
-    Sizes are read off the tensors. Heads, superpatch and the patch's shape in the plane are not in them: they are taken from
-    the arguments, else from the file's ``config``, else from the released defaults, which is then said in the log.
+    Sizes are read off the tensors. Heads, superpatch, the patch's shape in the plane and the mask ratios are not in them: they
+    are taken from the arguments, else from the file's ``config``, else from the released defaults, which is then said in the log.
 
     Raises:
         NemesisError: no such file, truncated, not a NEMESIS checkpoint, carrying code, or sizes that do not fit.
@@ -57,28 +75,28 @@ def load_released(
         "decoder_num_heads": decoder_num_heads,
     }  # fmt: skip
     given = said | {name: value for name, value in asked.items() if value is not None}
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise _refusal(path, "is no NEMESIS checkpoint: it holds no `model_state_dict` of tensors")
-    state = {name.removeprefix("module."): value for name, value in state.items()}
+    # prefixes of DataParallel and of torch.compile
+    state = {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in state.items()}
     try:
         architecture = _architecture(state, given)
+        ratios = [float(given.get(name, 0.5)) for name in ("spatial_mask_ratio", "depth_mask_ratio")]
+        model = MAEgic3DMAE.of(architecture, Masking("thinned", "random", *ratios))
     except KeyError as error:
         raise _refusal(path, f"is no NEMESIS checkpoint: it has no tensor {error}") from None
+    except IndexError:
+        raise _refusal(path, "is no NEMESIS checkpoint: its tensors have other numbers of axes") from None
     except (ValueError, TypeError) as error:
         what = f"does not fit its sizes: {error}"
         remedy = "Pass superpatch_size, patch_size, num_heads and decoder_num_heads as it was trained with."
         raise NemesisError(Fault(str(path), what, remedy)) from None
-    model = MAEgic3DMAE.of(architecture)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         raise _refusal(path, f"holds another network than its name says: {lines[min(1, len(lines) - 1)]}") from None
-    assumed = {
-        "num_heads": architecture.heads, "decoder_num_heads": architecture.decoder_heads,
-        "superpatch_size": architecture.superpatch, "patch_size": architecture.patch,
-    }  # fmt: skip
-    words = ", ".join(f"{name} {value}" for name, value in assumed.items() if name not in given)
+    words = ", ".join(f"{name} {value}" for name, value in _config(model).items() if name not in given)
     if words:
         logger.warning("%s: the file does not say %s: the released values are assumed", path, words)
     return model.eval()
@@ -92,11 +110,13 @@ def export_released(
     Raises:
         NemesisError: the network is not of the official architecture, so the released code has no place for it.
     """
-    for name, value in OFFICIAL.items():
-        has = getattr(model.architecture, name)
-        if name not in ("gate_start", "decoder_dim") and has != value:
-            what = f"has {name} {has}, the released code knows {value} only"
-            raise NemesisError(Fault(str(path), what, "Train with `preset: official` to export it."))
+    a = model.architecture
+    needed = {**OFFICIAL, "streams": "both", "decoder_dim": a.embed_dim, "gate_start": a.gate_start}
+    for name, value in needed.items():
+        has = a.decoder_width if name == "decoder_dim" else getattr(a, name)
+        if has != value:
+            what = f"is of a network with {name} {has}; the released code knows {value} only"
+            raise NemesisError(Fault(str(path), what, "Train with `preset: official` to export it, or export to a folder."))
     content = {
         "epoch": epoch,
         "model_state_dict": {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()},
@@ -104,33 +124,65 @@ def export_released(
         "scheduler_state_dict": {},
         "val_loss": val_loss,
         "exp_name": exp_name,
-        "config": {
-            "num_heads": model.architecture.heads,
-            "decoder_num_heads": model.architecture.decoder_heads,
-            "superpatch_size": list(model.architecture.superpatch),
-            "patch_size": list(model.architecture.patch),
-        },
+        "config": _config(model),
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_bytes(path, buffer.getvalue())
 
 
+def _config(model: MAEgic3DMAE) -> dict[str, Any]:
+    """What the tensors do not show, by the released names."""
+    a, masking = model.architecture, model.encoder.masking
+    values = (list(a.superpatch), list(a.patch), a.channels, a.heads, a.decoder_heads, masking.plane_ratio, masking.axis_ratio)
+    return dict(zip(_SIZES, values, strict=True))
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        with torch.serialization.safe_globals(_HARMLESS):
+        if path.suffix == ".safetensors":  # torch.load would take it, and then the sizes of its card would be guessed
+            raise _refusal(path, "is a file of safetensors without the card.json or run.json that belongs beside it")
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip():
+                    raise _refusal(path, "is damaged (a checksum does not match)")
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_HARMLESS):
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except NemesisError:
+        raise
     except OSError as error:
         raise _refusal(path, f"cannot be read ({error.strerror or error})") from None
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error) or "global" in str(error):
-            raise _refusal(path, "carries code, which was not run: a checkpoint holds tensors and numbers only") from None
-        raise _refusal(path, "is no PyTorch checkpoint, or is damaged") from None
     except Exception:  # zip, pickle and tensor readers each raise their own kinds
+        name = _foreign(path)
+        if name:
+            raise _refusal(path, f"carries code ({name}), which was not run: a checkpoint holds tensors and numbers") from None
         raise _refusal(path, "is truncated, damaged, or no PyTorch checkpoint") from None
     if not isinstance(content, dict):
         raise _refusal(path, f"is no NEMESIS checkpoint: it holds a {type(content).__name__}")
     return content
+
+
+def _foreign(path: Path) -> str | None:
+    """The first name in a pickle that is none of PyTorch's; read from its opcodes, nothing of it is run."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                streams = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
+        else:
+            streams = [path.read_bytes()]
+        for stream in streams:
+            rest, words = io.BytesIO(stream), [""]
+            while rest.tell() < len(stream):  # the old layout is several pickles, one after another
+                for code, argument, _ in pickletools.genops(rest):
+                    if code.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
+                        name = " ".join(words[-2:]) if code.name == "STACK_GLOBAL" else str(argument)
+                        if name.split(" ")[0].split(".")[0] not in ("torch", "collections"):
+                            return name.replace(" ", ".")
+                    elif isinstance(argument, str):
+                        words.append(argument)
+    except Exception:  # it is no pickle, or a broken one
+        return None
+    return None
 
 
 def _said(config: Any) -> dict[str, Any]:
@@ -140,29 +192,30 @@ def _said(config: Any) -> dict[str, Any]:
         return {}
     inner = config.get("model")
     merged = {**config, **inner} if isinstance(inner, Mapping) else config
-    names = ("superpatch_size", "patch_size", "num_heads", "decoder_num_heads")
-    return {name: merged[name] for name in names if merged.get(name) is not None}
+    return {name: merged[name] for name in _SIZES if merged.get(name) is not None}
 
 
 def _architecture(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> Architecture:
     embed_dim = state["encoder.norm.weight"].shape[0]
     with_tokens = "encoder.adaptive_agg.mt" in state
-    patch = _triple(given["patch_size"]) if "patch_size" in given else None
+    patch = triple(given["patch_size"]) if "patch_size" in given else None
+    channels = int(given.get("in_channels", 1))
     if with_tokens:
         tokens = state["encoder.adaptive_agg.mt"].shape[1]
         p_d = state["encoder.adaptive_agg.pos_embed"].shape[1]
-        in_plane = state["encoder.adaptive_agg.embed.weight"].shape[1]
+        in_plane = _share(state["encoder.adaptive_agg.embed.weight"].shape[1], channels)
         patch = patch or (p_d, *(_root(in_plane, 2),) * 2)
         if patch[0] != p_d or patch[1] * patch[2] != in_plane:
             raise ValueError(f"its patches have {p_d} slices of {in_plane} voxels, not {'×'.join(map(str, patch))}")
     else:
-        tokens, voxels = 0, state["encoder.patch_embed.weight"].shape[1]
+        tokens, voxels = 0, _share(state["encoder.patch_embed.weight"].shape[1], channels)
         patch = patch or (_root(voxels, 3),) * 3
         if math.prod(patch) != voxels:
             raise ValueError(f"its patches have {voxels} voxels, not {'×'.join(map(str, patch))}")
     return Architecture(
-        superpatch=_triple(given.get("superpatch_size", EDGE)),
+        superpatch=triple(given.get("superpatch_size", EDGE)),
         patch=patch,
+        channels=channels,
         embed_dim=embed_dim,
         depth=_count(state, "encoder.blocks."),
         heads=int(given.get("num_heads", HEADS)),
@@ -188,8 +241,10 @@ def _root(n: int, power: int) -> int:
     return root
 
 
-def _triple(size: int | Size) -> Size:
-    return (size, size, size) if isinstance(size, int) else (int(size[0]), int(size[1]), int(size[2]))
+def _share(numbers: int, channels: int) -> int:
+    if channels < 1 or numbers % channels:
+        raise ValueError(f"in_channels {channels} does not divide the {numbers} numbers of its patches")
+    return numbers // channels
 
 
 def _refusal(path: Path, what: str) -> NemesisError:

@@ -91,10 +91,10 @@ def test_other_keys_give_other_masks():
         assert not torch.equal(one, draw_mask(grid, Masking(), other).hidden)
 
 
-@given(sizes, strategies.filter(lambda m: m.plane != "uniform"))
+@given(sizes, strategies)
 def test_an_explicit_mask_is_taken_as_it_is(grid, masking):
     drawn = draw_mask(grid, masking, scores(grid))
-    again = mask_of(drawn.hidden, grid)
+    again = mask_of(drawn.hidden, grid, masking.visible(grid) if masking.plane == "uniform" else None)
     assert torch.equal(again.keep, drawn.keep) and torch.equal(again.hidden, drawn.hidden)
 
 
@@ -113,6 +113,12 @@ def test_nothing_masked_keeps_every_token_in_order():
     mask = nothing_masked((2, 3, 4), 2, torch.device("cpu"))
     assert torch.equal(mask.keep[1].flatten(), torch.arange(24))
     assert not mask.hidden.any()
+
+
+@pytest.mark.parametrize("ratio", [-0.5, 1.0, float("nan")])
+def test_ratios_lie_between_0_and_1(ratio):
+    with pytest.raises(ValueError, match=r"not in \[0, 1\)"):
+        Masking(plane_ratio=ratio)
 
 
 def test_scores_of_another_grid_are_refused():

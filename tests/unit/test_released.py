@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 import nemesis
 from nemesis.errors import NemesisError
 from nemesis.models.mae import MAEgic3DMAE, MAEgicDecoder, MAEgicEncoder
-from nemesis.models.masking import mask_of
+from nemesis.models.masking import Masking, mask_of
 from nemesis.models.released import export_released
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -77,6 +78,14 @@ def test_the_calls_of_the_released_class():
         MAEgic3DMAE(pos_encoding_type="rotary")
 
 
+def test_voxels_of_another_size_are_refused():
+    model = MAEgic3DMAE(superpatch_size=32, patch_size=8, embed_dim=64, depth=1, decoder_depth=1).eval()
+    for shape in ((1, 1, 64, 64, 64), (1, 1, 16, 64, 32), (1, 2, 32, 32, 32)):
+        for call in (model, model.encoder, model.encoder.embed):
+            with pytest.raises(ValueError, match=r"voxels are \(B, 1, 32, 32, 32\)"):
+                call(torch.rand(shape))
+
+
 def test_the_decoder_takes_the_width_of_the_file_with_one_warning():
     _, tensors = fixture("official_tiny")
     sizes = {"superpatch_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 4, "decoder_depth": 1, "num_maegic_tokens": 4}
@@ -102,7 +111,8 @@ def test_load_reads_a_released_checkpoint_and_says_what_it_assumes(caplog):
     _, tensors = fixture("official_tiny")
     with caplog.at_level(logging.WARNING):
         model = nemesis.load(FIXTURES / "official_tiny.pt", superpatch_size=32, num_heads=4, decoder_num_heads=4)
-    assert "patch_size (8, 8, 8)" in caplog.text and "num_heads" not in caplog.text.replace("decoder_num_heads", "")
+    assert "patch_size [8, 8, 8]" in caplog.text and "spatial_mask_ratio 0.5" in caplog.text and "heads" not in caplog.text
+    assert model.encoder.masking == Masking("thinned", "random", 0.5, 0.5)
     assert not model.training
     with torch.no_grad():
         assert (model.encoder(tensors["input"])[0] - tensors["eval.tokens"]).abs().max() <= 1e-5
@@ -123,12 +133,16 @@ def test_load_believes_the_file_s_own_config_and_harmless_extras(tmp_path, caplo
     extras = {"config": TINY, "best_val_loss": np.float64(0.1), "epoch": np.int64(3)}
     torch.save({"model_state_dict": part(tensors, "weight."), **extras}, tmp_path / "w.pt")
     nemesis.load(tmp_path / "w.pt")
-    assert "assumed" not in caplog.text
+    assert "num_heads" not in caplog.text and "superpatch_size" not in caplog.text
 
 
 def test_sizes_that_do_not_fit_are_told():
     with pytest.raises(NemesisError, match="embed_dim 48 is not divisible by tokens × heads"):
         nemesis.load(FIXTURES / "official_tiny.pt")  # the released 8 heads
+    with pytest.raises(NemesisError, match="heads 0 is less than 1"):
+        nemesis.load(FIXTURES / "official_tiny.pt", num_heads=0)
+    with pytest.raises(NemesisError, match="is not a size"):
+        nemesis.load(FIXTURES / "official_tiny.pt", superpatch_size=(32, 32))
     with pytest.raises(NemesisError, match="8 slices of 64 voxels"):
         nemesis.load(FIXTURES / "official_tiny.pt", **{**TINY, "patch_size": (8, 4, 4)})
 
@@ -145,13 +159,14 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path):
     ran = tmp_path / "ran"
     torch.save({"model_state_dict": {}, "epoch": Evil(ran)}, tmp_path / "zip.pt")
     torch.save({"model_state_dict": {}, "epoch": Evil(ran)}, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
-    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Evil(ran)))
-    for name in ("zip.pt", "legacy.pt", "pickle.pt"):
-        with pytest.raises(NemesisError) as error:
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        (tmp_path / f"pickle{protocol}.pt").write_bytes(pickle.dumps(Evil(ran), protocol))
+    names = [path.name for path in tmp_path.glob("*.pt")]
+    assert len(names) == 8
+    for name in names:
+        with pytest.raises(NemesisError, match=r"carries code \(.*\), which was not run") as error:
             nemesis.load(tmp_path / name)
-        assert str(error.value).count("\n") == 0
-    with pytest.raises(NemesisError, match="carries code, which was not run"):
-        nemesis.load(tmp_path / "zip.pt")
+        assert "\n" not in str(error.value)
     assert not ran.exists()
 
 
@@ -165,9 +180,15 @@ def test_files_that_are_something_else_are_refused_in_one_sentence(tmp_path):
     torch.save({"model_state_dict": {"encoder.norm.weight": 3}}, tmp_path / "number.pt")
     with zipfile.ZipFile(tmp_path / "archive.pt", "w") as archive:
         archive.writestr("a", "b")
+    torch.save({"model_state_dict": {3: torch.zeros(1)}}, tmp_path / "keys.pt")
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    (tmp_path / "flipped.pt").write_bytes(flipped)
     state = torch.load(FIXTURES / "official_tiny.pt", weights_only=True)["model_state_dict"]
+    torch.save({"model_state_dict": {**state, "encoder.adaptive_agg.mt": torch.zeros(4)}}, tmp_path / "axes.pt")
+    save_file(state, tmp_path / "no_card.safetensors")
     torch.save({"model_state_dict": {k: v for k, v in state.items() if "blocks.1.norm1" not in k}}, tmp_path / "lacking.pt")
-    names = [path.name for path in tmp_path.glob("*.pt")]
+    names = [path.name for path in tmp_path.iterdir()]
     for name in [*names, "missing.pt"]:
         with pytest.raises(NemesisError) as error:
             nemesis.load(tmp_path / name, **TINY)
@@ -177,7 +198,7 @@ def test_files_that_are_something_else_are_refused_in_one_sentence(tmp_path):
 def test_what_is_exported_loads_as_released(tmp_path):
     torch.manual_seed(0)
     config, tensors = fixture("official_tiny")
-    model = MAEgic3DMAE(**config)
+    model = MAEgic3DMAE(**{**config, "spatial_mask_ratio": 0.25, "depth_mask_ratio": 0.75})
     export_released(model, tmp_path / "out.pt", epoch=3, val_loss=0.5)
     content = torch.load(tmp_path / "out.pt", weights_only=True)
     released = torch.load(FIXTURES / "official_tiny.pt", weights_only=True)
@@ -186,6 +207,7 @@ def test_what_is_exported_loads_as_released(tmp_path):
         n: t.shape for n, t in released["model_state_dict"].items()
     }
     again = nemesis.load(tmp_path / "out.pt")
+    assert (again.encoder.masking.plane_ratio, again.encoder.masking.axis_ratio) == (0.25, 0.75)
     with torch.no_grad():
         assert torch.equal(again.encoder(tensors["input"])[0], model.eval().encoder(tensors["input"])[0])
 
@@ -193,11 +215,14 @@ def test_what_is_exported_loads_as_released(tmp_path):
 def test_only_the_official_architecture_is_exported(tmp_path):
     from nemesis.method import create
 
-    sizes = {"embed_dim": 64, "depth": 1, "heads": 4, "decoder_depth": 1, "decoder_dim": 32, "decoder_heads": 4}
-    network = create("nemesis", sizes, 16).build()
-    model = MAEgic3DMAE.of(network.architecture)
-    with pytest.raises(NemesisError, match="preset: official"):
-        export_released(model, tmp_path / "out.pt")
+    sizes = {"embed_dim": 64, "depth": 1, "heads": 4, "decoder_depth": 1, "decoder_heads": 4, "patch": 8}
+    for other in ({}, {"preset": "official", "streams": "joint"}, {"preset": "official", "decoder_dim": 32}):
+        network = create("nemesis", {**sizes, **other}, 16).build()
+        with pytest.raises(NemesisError, match="preset: official"):
+            export_released(MAEgic3DMAE.of(network.architecture), tmp_path / "out.pt")
+    several = MAEgic3DMAE(superpatch_size=16, patch_size=8, in_channels=4, embed_dim=64, depth=1, decoder_depth=1)
+    export_released(several, tmp_path / "out.pt")
+    assert nemesis.load(tmp_path / "out.pt").architecture.channels == 4
 
 
 @pytest.mark.parametrize("preset", ["paper", "official", "maesil"])
@@ -209,6 +234,7 @@ def test_a_saved_network_comes_back_from_its_folder(preset, tmp_path):
     model = MAEgic3DMAE.of(network.architecture, network.encoder.masking)
     model.save_pretrained(tmp_path / "net", {"trained on": "phantoms"})
     again = nemesis.load(tmp_path / "net")
+    assert nemesis.load(tmp_path / "net/model.safetensors").architecture == again.architecture
     assert again.architecture == model.architecture and again.encoder.masking == model.encoder.masking
     x = torch.rand(1, 1, 16, 16, 16)
     with torch.no_grad():
