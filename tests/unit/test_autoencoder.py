@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nemesis.method import Batch, create
+from nemesis.models.autoencoder import squared_error
+from nemesis.models.blocks import Attention, Dropout, dropout
 from nemesis.models.embedding import patchify, sincos_positions, unpatchify
 from nemesis.models.keyed import Keys
 from nemesis.models.masking import Masking, draw_mask, nothing_masked
@@ -118,3 +120,91 @@ def test_random_vit_is_where_nemesis_starts_from():
     random_vit = create("random_vit", encoder, 16).build().state_dict()
     assert nemesis.keys() == random_vit.keys()
     assert all(torch.equal(nemesis[name], random_vit[name]) for name in nemesis)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"preset": "official"},
+        {"preset": "maesil"},
+        {"streams": "plane"},
+        {"streams": "axis"},
+        {"merge": "mean"},
+        {"tokens": 0},
+        {"plane_masking": "uniform"},
+        {"decoder_dim": None},
+        {"plane_mask_ratio": 0.0, "axis_mask_ratio": 0.0},
+    ],
+)
+def test_every_variant_trains_every_parameter(settings):
+    method = create("nemesis", {**SMALL, "patch": 4, **settings}, 16)
+    torch.manual_seed(0)
+    network = method.build().train()
+    loss = method.pretext_loss(network, Batch(torch.rand(2, 1, 16, 16, 16), Keys.at(0, 0, [0, 1]))).total
+    loss.backward()
+    assert torch.isfinite(loss)
+    hidden = method.masking.hidden_share(method.architecture.grid) > 0
+    for name, parameter in network.named_parameters():
+        if name != "decoder.mask_token" or hidden:
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    assert method.encode(network.eval(), torch.rand(2, 1, 16, 16, 16)).shape == (2, 64)
+
+
+def test_a_preset_sets_what_is_not_set():
+    official = create("nemesis", {"preset": "official", "dropout": 0.2, "decoder_dim": 128}, 128)
+    assert official.architecture.patch == (8, 8, 8) and official.architecture.grid == (16, 16, 16)
+    assert official.settings.merge == "mean" and official.settings.plane_masking == "thinned"
+    assert official.settings.dropout == 0.2 and official.settings.decoder_dim == 128  # said, so not the preset's
+    assert create("nemesis", official.settings.model_dump(mode="json"), 128).settings == official.settings
+    assert create("random_vit", {"preset": "maesil"}, 128).settings.tokens == 0
+    assert create("nemesis", {"preset": "maesil"}, 128).masking.hidden_share((16, 16, 16)) == 0.75
+    assert create("nemesis", {}, 32).architecture.patch == (4, 4, 4)
+
+
+def test_recomputing_activations_changes_no_number():
+    gradients = []
+    for recompute in (False, True):
+        method = create("nemesis", {**SMALL, "dropout": 0.1, "recompute": recompute}, 16)
+        torch.manual_seed(0)
+        network = method.build().train()
+        method.pretext_loss(network, Batch(torch.rand(2, 1, 16, 16, 16), Keys.at(0, 0, [0, 1]))).total.backward()
+        gradients.append([parameter.grad for parameter in network.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean():
+    torch.manual_seed(0)
+    x = torch.ones(300, 1000, requires_grad=True)
+    y = dropout(x, 0.1)
+    y.sum().backward()
+    assert (y == 0).float().mean().item() == pytest.approx(0.1, abs=0.003)
+    assert y.max().item() == pytest.approx(1 / 0.9)
+    assert torch.equal(x.grad, y.detach())
+    assert torch.equal(dropout(x, 0.0), x) and torch.equal(Dropout(0.5).eval()(x), x)
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x, 0.1), y)
+
+
+def test_attention_in_bf16_stays_close_to_fp32():
+    torch.manual_seed(0)
+    attention = Attention(64, 4, 0.0)
+    x = torch.randn(5, 12, 64)
+    with torch.no_grad():
+        exact, last = attention(x), attention.of_last(x, 3)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = attention(x).float()
+    assert torch.allclose(exact[:, -3:], last, atol=1e-6)
+    assert (exact - rough).norm() < 0.02 * exact.norm()
+
+
+def test_squared_error_and_its_gradient():
+    torch.manual_seed(0)
+    prediction, target = (
+        torch.randn(2, 3, 50, dtype=torch.float64, requires_grad=True),
+        torch.randn(2, 3, 50, dtype=torch.float64),
+    )
+    assert torch.allclose(squared_error(prediction, target), (prediction - target).square().mean(2))
+    assert torch.autograd.gradcheck(lambda p: squared_error(p, target), prediction)
+    rough = prediction.detach().bfloat16().requires_grad_()
+    squared_error(rough, target.float()).sum().backward()
+    assert rough.grad.dtype == torch.bfloat16

@@ -198,3 +198,11 @@ def test_ranks_share_every_batch_without_rest_or_overlap(first, steps, size, ran
         numbers = [number for part in parts for number in part]
         assert sorted(numbers) == list(range(step * size, (step + 1) * size))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_the_network_is_compiled_where_it_is_asked_for(wanted, cohort, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda network: compiled.append(type(network).__name__))
+    pretrain(identity_of(steps=1, compile=wanted), tmp_path / "run", *cohort, "cpu", workers=0, state_every=10)
+    assert compiled == ["MaskedAutoencoder"] * wanted
