@@ -186,7 +186,7 @@ def _ingest_key(experiment: Experiment, dataset: PlannedDataset) -> str:
 
 def _pretrain_key(identity: Mapping[str, Any]) -> str:
     recipe = identity["pretraining"] or {}
-    cost = {name: recipe.get(name) for name in ("batch_size", "precision", "threads")}
+    cost = {name: recipe.get(name) for name in ("batch_size", "compile", "precision", "threads")}
     return digest([identity["method"], identity["settings"], identity["superpatch"], cost])
 
 
