@@ -204,7 +204,7 @@ def report(a: argparse.Namespace, seconds: dict[str, float], memory: dict[str, f
     """All figures of one measurement."""
     architecture, masking, _ = _setting(a)
     macs = by_formula(architecture, masking if a.task == "training" else None)
-    flop = 2 * a.batch * {"training": 3 * macs.total, "inference": macs.total, "embedding": macs.encoder}[a.task]
+    flop = 2 * a.batch * {"training": 3 * macs.total, "inference": macs.total, "embedding": macs.encoder.total}[a.task]
     precision = resolve_precision("auto", torch.device(a.device))
     name = torch.cuda.get_device_name() if torch.device(a.device).type == "cuda" else platform.processor() or platform.machine()
     return {

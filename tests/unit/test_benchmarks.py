@@ -1,8 +1,12 @@
 """The plain network that speed is measured against computes the same thing."""
 
+import json
+import sys
+
 import pytest
 import torch
 
+from benchmarks import speed
 from benchmarks.reference import PlainMAE, masks_by_loop
 from nemesis.models.architecture import OFFICIAL, Architecture
 from nemesis.models.autoencoder import MaskedAutoencoder
@@ -32,3 +36,17 @@ def test_masks_by_loop_hide_what_the_suite_s_hide():
     keep = masks_by_loop((4, 4, 4), masking, 3)
     assert keep.shape == (3, *masking.visible((4, 4, 4)))
     assert ((keep // 16) == torch.arange(4)[:, None]).all()
+
+
+@pytest.mark.parametrize("task", list(speed.TASKS))
+def test_each_task_is_measured_beside_the_plain_network(task, tmp_path, monkeypatch, capsys):
+    sizes = ["--superpatch", "16", "--patch", "8", "--embed-dim", "64", "--batch", "2", "--rounds", "1", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", ["speed", task, *sizes, "--device", "cpu", "--out", str(tmp_path / "found.json")])
+    monkeypatch.setattr(speed, "_in_a_process", lambda function, *arguments: function(*arguments))
+    threads = torch.get_num_threads()
+    speed.main()
+    torch.set_num_threads(threads)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert set(found["networks"]) == {"plain", "suite"} and found["task"] == task
+    assert all(figures["superpatches_per_second"] > 0 for figures in found["networks"].values())
+    assert "times as fast" in capsys.readouterr().out
