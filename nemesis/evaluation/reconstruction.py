@@ -121,6 +121,7 @@ class Stitched:
         self.truth[box], self.hidden[box], self.predicted[box], self.unmasked[box] = truth, hidden, predicted, unmasked
 
 
+@torch.no_grad()
 def reconstruct(
     method: Method[Any],
     network: nn.Module,

@@ -50,9 +50,11 @@ class Fake(Method[FakeSettings]):
         return nn.Linear(1, 1)
 
     def encode(self, network: nn.Module, voxels: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
         return nn.functional.adaptive_avg_pool3d(voxels, 4).flatten(1)
 
     def reconstruct(self, network: nn.Module, voxels: Tensor, keys: Keys | None) -> Reconstructed:
+        assert not torch.is_grad_enabled()  # a graph of every activation would take ten times the memory
         hidden = torch.zeros_like(voxels, dtype=torch.bool)
         if keys is not None and self.settings.hide:
             hidden = keys.uniform("mask", voxels[0].numel()).view(voxels.shape) < 0.5
@@ -151,7 +153,8 @@ def test_visible_mean(tmp_path: Path) -> None:
     method = Fake(FakeSettings(), EDGE)
     rows, _ = reconstruct(method, method.build(), scans, table, EDGE, Reconstruction(mask_seed=3), torch.device("cpu"))
     voxels = torch.from_numpy(np.clip((scans.hu(0).whole()[:16, :16].astype(np.float32) + 175) / 425, 0, 1))
-    hidden = method.reconstruct(method.build(), voxels[None, None], Keys.at(3, 0, [0])).hidden[0, 0]
+    with torch.no_grad():
+        hidden = method.reconstruct(method.build(), voxels[None, None], Keys.at(3, 0, [0])).hidden[0, 0]
     error = (voxels[hidden] - voxels[~hidden].mean()).square().mean().item()
     found = [row["value"] for row in rows if row["metric"] == "psnr_visible_mean"]
     assert found == pytest.approx([-10 * np.log10(error)] * 2, abs=1e-4)
@@ -161,6 +164,7 @@ class HidesFarEnds(Fake):
     """Hides the first four slices of every superpatch: all of those that reach only so far into the scan."""
 
     def reconstruct(self, network: nn.Module, voxels: Tensor, keys: Keys | None) -> Reconstructed:
+        assert not torch.is_grad_enabled()  # a graph of every activation would take ten times the memory
         hidden = torch.zeros_like(voxels, dtype=torch.bool)
         if keys is not None:
             hidden[:, :, :4] = True
