@@ -65,12 +65,13 @@ def load(
         what = "says its sizes itself; superpatch, patch and heads are told of released checkpoints only"
         raise NemesisError(Fault(str(path), what, "Leave them out."))
     if run:
-        _, network, _ = _load_run(run)
+        _, network, preparation = _load_run(run)
         if not isinstance(network, MaskedAutoencoder):
             what = f"is a run of another method ({type(network).__name__}), not of NEMESIS"
             raise NemesisError(Fault(str(path), what, "`nemesis embed` takes the runs of every method."))
         model = MAEgic3DMAE.of(network.architecture, network.encoder.masking)
         model.load_state_dict(network.state_dict())
+        model.preparation = preparation
         return model.eval()
     if described or path.is_dir():
         return from_pretrained(card)
@@ -110,7 +111,7 @@ class Applied:
         run = _run_folder(path)
         if run is None:
             model = load(path, **sizes)
-            return cls(model, model.architecture.superpatch, Preparation(), None)
+            return cls(model, model.architecture.superpatch, model.preparation, None)
         if any(size is not None for size in sizes.values()):
             load(path, **sizes)  # says that a run knows its sizes
         method, network, preparation = _load_run(run)

@@ -65,7 +65,7 @@ class Architecture:
 
     def __post_init__(self) -> None:
         by = "×".join
-        least = {"channels": 1, "embed_dim": 1, "depth": 1, "heads": 1, "tokens": 0, "decoder_depth": 1, "decoder_heads": 1}
+        least = {"channels": 1, "embed_dim": 1, "depth": 1, "heads": 1, "tokens": 0, "decoder_depth": 0, "decoder_heads": 1}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name} {getattr(self, name)} is less than {smallest}")

@@ -21,7 +21,7 @@ class Dropout(nn.Dropout):
 
 def dropout(x: Tensor, p: float) -> Tensor:
     """Zero a share p of x at random, scale the rest by 1 / (1 − p)."""
-    if p == 0.0 or x.device.type != "cpu":
+    if p == 0.0 or x.device.type != "cpu" or torch.jit.is_tracing():  # a trace cannot hold a view in another type
         return functional.dropout(x, p)
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     numbers = words.view(torch.int16)[: x.numel()].view(x.shape)
@@ -55,18 +55,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(S, L, E) → (S, L, E): each of the S sequences attends within itself."""
-        return self.out_proj(self._mix(*functional.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)))
-
-    def of_last(self, x: Tensor, n: int) -> Tensor:
-        """(S, L, E) → (S, n, E): what the last n rows get from all, without computing the others' share."""
-        width = x.shape[-1]
-        q = functional.linear(x[:, -n:], self.in_proj_weight[:width], self.in_proj_bias[:width])
-        kv = functional.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:])
-        return self.out_proj(self._mix(q, *kv.chunk(2, dim=-1)))
-
-    def _mix(self, *qkv: Tensor) -> Tensor:
-        q, k, v = (x.view(*x.shape[:2], self.heads, -1).transpose(1, 2) for x in qkv)
-        return _attend(q, k, v, self.dropout if self.training else 0.0).transpose(1, 2).flatten(2)
+        sequences, length, width = x.shape
+        qkv = functional.linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = qkv.view(sequences, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        y = _attend(q, k, v, self.dropout if self.training else 0.0)
+        return self.out_proj(y.transpose(1, 2).reshape(sequences, length, width))
 
 
 def _in_working_precision(x: Tensor) -> Tensor:

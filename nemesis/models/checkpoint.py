@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
+from nemesis.config import Preparation
 from nemesis.errors import Fault, NemesisError
 from nemesis.files import write_bytes, write_text
 from nemesis.models.architecture import Architecture
@@ -57,12 +58,13 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
 
 def save_pretrained(model: MAEgic3DMAE, folder: Path, about: Mapping[str, Any]) -> None:
-    """Write ``model.safetensors`` and ``card.json``: architecture, masking and what ``about`` says (data, recipe, licence …)."""
+    """Write ``model.safetensors`` and ``card.json``: architecture, masking, preparation, and what ``about`` says."""
     card = {
         "format": CARD_FORMAT,
         "nemesis": version("nemesis-benchmark"),
         "architecture": asdict(model.architecture),
         "masking": asdict(model.encoder.masking),
+        "preparation": model.preparation.model_dump(mode="json"),
         "about": dict(about),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,6 +95,7 @@ def from_pretrained(name: Path | str, revision: str | None = None) -> MAEgic3DMA
             raise ValueError(f"its format is {card['format']!r}")
         architecture = TypeAdapter(Architecture).validate_python(card["architecture"])
         model = MAEgic3DMAE.of(architecture, TypeAdapter(Masking).validate_python(card["masking"]))
+        model.preparation = Preparation.model_validate(card["preparation"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         remedy = "Give a folder that save_pretrained wrote."
         raise NemesisError(Fault(str(path), f"is no card of a NEMESIS network ({error})", remedy)) from None

@@ -52,7 +52,7 @@ class NemesisEmbedding(nn.Module):
         batch, visible = patches.shape[:2]
         slices = (self.embed(patches) + self.pos_embed).flatten(0, 1)
         rows = self.norm_qkv(torch.cat([slices, self.mt.expand(len(slices), -1, -1).to(slices.dtype)], dim=1))
-        token_rows = self.proj(self.attn.of_last(rows, self.mt.shape[1])).reshape(batch, visible, -1)
+        token_rows = self.proj(self.attn(rows)[:, patches.shape[2] :]).reshape(batch, visible, -1)
         linear, weight = self.linear(patches.flatten(2)), torch.sigmoid(self.alpha)
         return weight * linear + (1.0 - weight) * token_rows if self.gate == "linear" else torch.lerp(linear, token_rows, weight)
 

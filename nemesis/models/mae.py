@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nemesis.config import Preparation
 from nemesis.models.architecture import OFFICIAL, Architecture, Size, triple
 from nemesis.models.autoencoder import Decoder, Encoder, MaskedAutoencoder, visible_patches
 from nemesis.models.embedding import patchify, unpatchify
@@ -39,6 +40,8 @@ class MAEgic3DMAE(MaskedAutoencoder):
     Raises:
         ValueError: sizes that do not divide each other, or another positional encoding than sines and cosines.
     """
+
+    preparation = Preparation()  # how scans become its input: as released, or as its run says
 
     def __init__(
         self,

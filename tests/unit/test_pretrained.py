@@ -15,8 +15,10 @@ from small_scans import RAS, body, save
 import nemesis
 from nemesis.config import Preparation
 from nemesis.errors import NemesisError
+from nemesis.evaluation.reconstruction import measure
 from nemesis.method import Reconstruction, create
 from nemesis.models.checkpoint import save_weights
+from nemesis.models.keyed import Keys
 from nemesis.models.mae import MAEgic3DMAE
 from nemesis.pretrained import Applied, embed, reconstruct
 
@@ -132,6 +134,40 @@ def test_load_takes_a_run_s_folder_and_refuses_other_methods(tmp_path):
     (tmp_path / "other/run.json").write_text('{"method": "random_vit"}')
     with pytest.raises(NemesisError, match="does not describe a run"):
         nemesis.load(tmp_path / "other")
+
+
+def test_an_exported_run_prepares_scans_as_the_run_does(tmp_path):
+    run_folder(tmp_path / "run")
+    identity = json.loads((tmp_path / "run/run.json").read_text())
+    identity["preparation"] |= {"spacing_mm": [3.0, 1.0, 1.5], "hu_window": [-100.0, 300.0]}
+    (tmp_path / "run/run.json").write_text(json.dumps(identity))
+    nemesis.load(tmp_path / "run").save_pretrained(tmp_path / "net")
+    scan = save(tmp_path / "scan.nii.gz", body((20, 24, 16)))
+    found = []
+    for weights in ("run", "net"):
+        embed(scan, tmp_path / weights, tmp_path / "v.npz", "cpu")
+        with np.load(tmp_path / "v.npz") as arrays:
+            found.append(dict(arrays))
+    assert len(found[0]["vectors"]) == 6  # 20 × 48 × 16 voxels of the run's spacing
+    assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from(["columns", "per_slice", "thinned", "uniform"]))
+def test_a_pasted_reconstruction_keeps_visible_voxels(seed, plane):
+    settings_ = {"patch": 4, "embed_dim": 32, "depth": 1, "heads": 2, "tokens": 4, "decoder_dim": 16, "decoder_depth": 1}
+    method = create("nemesis", {**settings_, "decoder_heads": 2, "plane_masking": plane}, 16)
+    voxels = torch.rand(2, 1, 16, 16, 16)
+    with torch.no_grad():
+        found = method.reconstruct(method.build().eval(), voxels, Keys.at(seed, 0, [0, 1]))
+    truth, hidden = voxels[0, 0], found.hidden[0, 0]
+    figures = measure(truth, hidden, found.prediction[0, 0], found.prediction[0, 0])
+    pasted = torch.where(hidden, found.prediction[0, 0], truth)
+    assert torch.equal(pasted[~hidden], truth[~hidden])
+    assert hidden.float().mean().item() == method.masking.hidden_share(method.architecture.grid)
+    # the pasted error is the masked one, spread over the whole: visible voxels add nothing
+    spread = figures[True, "masked", "psnr"] - 10 * np.log10(hidden.float().mean().item())
+    assert figures[True, "whole", "psnr"] == pytest.approx(spread, abs=1e-3)
 
 
 def test_outputs_of_no_known_kind_are_refused_before_anything_is_read(tmp_path):
