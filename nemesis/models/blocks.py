@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,7 +23,8 @@ class Dropout(nn.Dropout):
 
 def dropout(x: Tensor, p: float) -> Tensor:
     """Zero a share p of x at random, scale the rest by 1 / (1 − p)."""
-    if p == 0.0 or x.device.type != "cpu" or torch.jit.is_tracing():  # a trace cannot hold a view in another type
+    tracing: Any = torch.jit  # which does not hold a view in another type
+    if p == 0.0 or x.device.type != "cpu" or tracing.is_tracing():
         return functional.dropout(x, p)
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     numbers = words.view(torch.int16)[: x.numel()].view(x.shape)
