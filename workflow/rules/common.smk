@@ -20,8 +20,9 @@ try:
 except NemesisError as error:
     raise WorkflowError(str(error)) from None
 
-# `.venv/bin/snakemake` finds `nemesis` beside itself, whether the environment is active or not
-shell.prefix(f'export PATH="{Path(sys.executable).parent}:$PATH"; ')
+# `.venv/bin/snakemake` finds `nemesis` beside itself, whether the environment is active or not; a prefix of one's own replaces
+# Snakemake's strict mode, without which a failure before a pipe goes unseen
+shell.prefix(f'set -euo pipefail; export PATH="{Path(sys.executable).parent}:$PATH"; ')
 
 CONFIG = EXPERIMENT.config
 FOLDER = str(EXPERIMENT.folder)
