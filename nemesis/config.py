@@ -7,7 +7,6 @@ else is replaced. Unknown keys are refused. Nothing here imports torch: the work
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -15,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from nemesis.errors import Fault, NemesisError
+from nemesis.errors import Fault, NemesisError, did_you_mean
 
 BTCV_LABELS = {
     "spleen": 1,
@@ -235,8 +234,7 @@ class Reconstruction(Section):
         faults = []
         for name in self.stitched:
             if name not in pool:
-                close = difflib.get_close_matches(name, pool, n=1)
-                remedy = f"Did you mean '{close[0]}'?" if close else f"Its cases: {', '.join(pool)}."
+                remedy = did_you_mean(name, pool, f"Its cases: {', '.join(pool)}.")
                 faults.append(Fault("reconstruction.stitched", f"'{name}' is no case of the evaluation pool", remedy))
         if faults:
             raise NemesisError(faults)
@@ -370,8 +368,7 @@ def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 def _fault(where: str, error: Mapping[str, Any]) -> Fault:
     location = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(error["loc"][-1]), _all_keys(), n=1)
-        hint = f"Did you mean '{close[0]}'?" if close else "See config/README.md for the keys that exist."
+        hint = did_you_mean(str(error["loc"][-1]), _all_keys(), "See config/README.md for the keys that exist.")
         return Fault(where, f"unknown key '{location}'", hint)
     if error["type"] == "missing":
         return Fault(where, f"key '{location}' is missing", "Add it; config/README.md says what it means.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,6 +17,12 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}. {self.remedy}"
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str, prefix: str = "") -> str:
+    """The remedy for a name that is not ``known``: the one closest to it (after ``prefix``), or what ``otherwise`` says."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"Did you mean '{prefix}{close[0]}'?" if close else otherwise
 
 
 class NemesisError(Exception):

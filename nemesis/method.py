@@ -7,7 +7,6 @@ torch nor MONAI at its top; networks are imported inside :meth:`Method.build`.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nemesis.errors import Fault, NemesisError
+from nemesis.errors import Fault, NemesisError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -162,8 +161,7 @@ def find(name: str, where: str = "methods") -> type[Method[Any]]:
     """
     known = methods()
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        remedy = f"Did you mean '{close[0]}'?" if close else f"Known methods: {', '.join(known)}."
+        remedy = did_you_mean(name, known, f"Known methods: {', '.join(known)}.")
         raise NemesisError(Fault(where, f"no method is called '{name}'", remedy))
     return known[name]
 
@@ -193,7 +191,6 @@ def create(name: str, settings: Mapping[str, Any], superpatch: int, where: str =
 
 
 def _remedy(error: Any, settings_type: type[Settings]) -> str:
-    close = difflib.get_close_matches(str(error["loc"][-1]) if error["loc"] else "", settings_type.model_fields, n=1)
-    if error["type"] == "extra_forbidden" and close:
-        return f"Did you mean '{close[0]}'?"
-    return f"Its keys are: {', '.join(settings_type.model_fields) or 'none'}."
+    keys = settings_type.model_fields
+    listing = f"Its keys are: {', '.join(keys) or 'none'}."
+    return did_you_mean(str(error["loc"][-1]), keys, listing) if error["type"] == "extra_forbidden" else listing

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gzip
-import io
-import itertools
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,22 +18,23 @@ from torch import Tensor, nn
 from nemesis.config import Preparation
 from nemesis.data.readers import Volume, read_volume, resample, resample_onto
 from nemesis.data.store import AIR, normalise, pad
+from nemesis.data.superpatches import extents, grid
 from nemesis.errors import Fault, NemesisError
-from nemesis.files import write_bytes, write_parquet
+from nemesis.evaluation.features import batch_size
+from nemesis.files import write_bytes, write_npz, write_parquet
 from nemesis.method import Method, Reconstruction, create
 from nemesis.models.architecture import Size
 from nemesis.models.autoencoder import MaskedAutoencoder
 from nemesis.models.checkpoint import from_pretrained, load_weights
 from nemesis.models.keyed import Keys
 from nemesis.models.mae import MAEgic3DMAE
-from nemesis.models.masking import draw_mask, nothing_masked
+from nemesis.models.masking import keyed_mask, nothing_masked
 from nemesis.models.released import load_released
 from nemesis.training.device import Precision, arithmetic, device_for, resolve_precision
 
 if TYPE_CHECKING:
     import pyarrow
 
-BATCH_VOXELS, MAX_BATCH = 2**22, 64  # 2 superpatches of 128³
 WantedPrecision = Precision | Literal["auto"]
 
 
@@ -61,9 +61,8 @@ def load(
     run, card = _run_folder(path), path.parent if path.name == "model.safetensors" else path
     of_hub = path.suffix not in (".pt", ".pth", ".ckpt", ".safetensors") and len(path.parts) == 2 and not path.exists()
     described = run or (card / "card.json").is_file() or of_hub
-    if described and any(size is not None for size in sizes):
-        what = "says its sizes itself; superpatch, patch and heads are told of released checkpoints only"
-        raise NemesisError(Fault(str(path), what, "Leave them out."))
+    if described:
+        _refuse_sizes(path, sizes)
     if run:
         _, network, preparation = _load_run(run)
         if not isinstance(network, MaskedAutoencoder):
@@ -76,6 +75,12 @@ def load(
     if described or path.is_dir():
         return from_pretrained(card)
     return load_released(path, *sizes)
+
+
+def _refuse_sizes(path: Path, sizes: Iterable[Any]) -> None:
+    if any(size is not None for size in sizes):
+        what = "says its sizes itself; superpatch, patch and heads are told of released checkpoints only"
+        raise NemesisError(Fault(str(path), what, "Leave them out."))
 
 
 def _run_folder(path: Path) -> Path | None:
@@ -112,8 +117,7 @@ class Applied:
         if run is None:
             model = load(path, **sizes)
             return cls(model, model.architecture.superpatch, model.preparation, None)
-        if any(size is not None for size in sizes.values()):
-            load(path, **sizes)  # says that a run knows its sizes
+        _refuse_sizes(path, sizes.values())
         method, network, preparation = _load_run(run)
         return cls(network, (method.superpatch,) * 3, preparation, method)
 
@@ -126,9 +130,10 @@ class Applied:
         if self.method:
             return self.method.reconstruct(self.network, voxels, keys)
         encoder = self.network.encoder
-        mask = nothing_masked(encoder.grid, len(voxels), voxels.device)
-        if keys is not None:
-            mask = draw_mask(encoder.grid, encoder.masking, keys.uniform("mask", mask.hidden.shape[1]))
+        if keys is None:
+            mask = nothing_masked(encoder.grid, len(voxels), voxels.device)
+        else:
+            mask = keyed_mask(encoder.grid, encoder.masking, keys)
         return Reconstruction(*self.network.reconstruct(voxels, mask))
 
 
@@ -167,9 +172,7 @@ def embed(
     centre = found["starts"] + (np.array(applied.superpatch) - 1) / 2  # (D, H, W) = (z, x, y) of the RAS array
     found["centres_mm"] = (np.c_[centre[:, [1, 2, 0]], np.ones(len(centre))] @ volume.affine.T)[:, :3]
     if out.suffix == ".npz":
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **found)  # type: ignore[arg-type]
-        write_bytes(out, buffer.getvalue())
+        write_npz(out, found)
     else:
         write_parquet(out, _table(found))
     return len(centre)
@@ -243,17 +246,16 @@ def _prepared(volume: Volume, applied: Applied) -> Volume:
 
 def _superpatches(volume: Volume, applied: Applied) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Tensor]]:
     """Batches of starts (B, 3), extents inside the scan (B, 3) and voxels (B, 1, D, H, W) in [0, 1]."""
-    size, shape = np.array(applied.superpatch), np.array(volume.hu.shape)
-    starts = np.array(list(itertools.product(*(range(0, n, s) for n, s in zip(shape, size, strict=True)))), np.int64)
-    batch = max(1, min(MAX_BATCH, BATCH_VOXELS // int(size.prod())))
+    size, shape = applied.superpatch, volume.hu.shape
+    starts, valid = grid(shape, size), extents(shape, size)
+    batch = batch_size(math.prod(size))
     for first in range(0, len(starts), batch):
-        some = starts[first : first + batch]
-        extents = np.minimum(shape - some, size)
+        some = slice(first, first + batch)
         crops = [
-            pad(volume.hu[tuple(slice(s, s + n) for s, n in zip(start, extent, strict=True))], applied.superpatch, AIR)
-            for start, extent in zip(some, extents, strict=True)
+            pad(volume.hu[tuple(slice(s, s + n) for s, n in zip(start, extent, strict=True))], size, AIR)
+            for start, extent in zip(starts[some], valid[some], strict=True)
         ]
-        yield some, extents, torch.from_numpy(normalise(np.stack(crops), applied.preparation.hu_window))[:, None]
+        yield starts[some], valid[some], torch.from_numpy(normalise(np.stack(crops), applied.preparation.hu_window))[:, None]
 
 
 def _table(arrays: dict[str, NDArray[Any]]) -> pyarrow.Table:

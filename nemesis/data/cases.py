@@ -7,7 +7,6 @@ files, and is rewritten only when its content changes.
 
 from __future__ import annotations
 
-import difflib
 import glob
 import hashlib
 import json
@@ -20,7 +19,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from nemesis.config import BTCV_LABELS, Dataset, NiftiFolder, NnunetFolder, PhantomCohort
-from nemesis.errors import Fault, NemesisError
+from nemesis.errors import Fault, NemesisError, did_you_mean
 from nemesis.files import digest, write_text_if_changed
 
 Kind = Literal["exhaustive", "partial", "pseudo", "none"]
@@ -123,8 +122,7 @@ def check_organs(organs: Iterable[str], numbers: Mapping[str, Mapping[str, int]]
     faults = []
     for organ in organs:
         if organ not in known:
-            close = difflib.get_close_matches(organ, known, n=1)
-            remedy = f"Did you mean '{close[0]}'?" if close else f"Known organs: {', '.join(known) or 'none'}."
+            remedy = did_you_mean(organ, known, f"Known organs: {', '.join(known) or 'none'}.")
             faults.append(Fault("organs", f"no dataset labels '{organ}'", remedy))
     if faults:
         raise NemesisError(faults)
@@ -203,8 +201,7 @@ class _Listing:
 
     def result(self) -> list[Case]:
         for case in sorted(self.excluded - self.seen):
-            close = difflib.get_close_matches(case, self.seen, n=1)
-            remedy = f"Did you mean '{self.dataset}/{close[0]}'?" if close else "Take it off the list."
+            remedy = did_you_mean(case, self.seen, "Take it off the list.", prefix=f"{self.dataset}/")
             self.faults.append(Fault("exclude", f"there is no case '{self.dataset}/{case}'", remedy))
         if not self.cases and not self.faults:
             self.faults.append(Fault("exclude", f"leaves no case of '{self.dataset}'", "Take the dataset out instead."))

@@ -6,7 +6,6 @@ less hardly moves the others.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from nemesis.config import Pools
 from nemesis.data.cases import SCORED_KINDS, Case
-from nemesis.errors import Fault, NemesisError
+from nemesis.errors import Fault, NemesisError, did_you_mean
 from nemesis.files import write_text_if_changed
 
 
@@ -80,8 +79,8 @@ def _choose(
     for name in wish:
         fits = [name] if name in everyone else sorted(p for p in everyone if p.partition("/")[2] == name)
         if not fits:
-            close = difflib.get_close_matches(name, [*everyone, *(p.partition("/")[2] for p in everyone)], n=1)
-            remedy = f"Did you mean '{close[0]}'?" if close else "Take it off the list."
+            known = [*everyone, *(p.partition("/")[2] for p in everyone)]
+            remedy = did_you_mean(name, known, "Take it off the list.")
             faults.append(Fault(where, f"there is no patient '{name}'", remedy))
         elif len(fits) > 1:
             faults.append(Fault(where, f"'{name}' may be {' or '.join(fits)}", "Write the dataset before the name."))

@@ -122,11 +122,10 @@ def resample(
 
     step = np.array(spacing) / np.array(volume.spacing)  # new voxels in units of old ones
     shape = tuple(max(1, round(n / s)) for n, s in zip(volume.hu.shape, step, strict=True))
-    offset = (step - 1) / 2  # the outer faces of both grids meet, so the first centres do not
-    place: dict[str, Any] = {"matrix": step, "offset": offset, "output_shape": shape, "mode": "nearest"}
-    hu = np.rint(affine_transform(volume.hu, order=1, output=np.float32, **place)).astype(np.int16)
+    place = _placed(step, shape)
+    hu = _interpolated(volume.hu, step, shape)
     change = np.diag([*step[[1, 2, 0]], 1.0])
-    change[:3, 3] = offset[[1, 2, 0]]
+    change[:3, 3] = place["offset"][[1, 2, 0]]
     moved = None if labels is None else affine_transform(labels, order=0, **place)
     return Volume(hu, spacing, volume.affine @ change), moved
 
@@ -135,13 +134,20 @@ def resample_onto(volume: Volume, like: Volume) -> Volume:
     """A scan that :func:`resample` made of ``like``, back on the voxels of ``like`` (linear)."""
     if volume.hu.shape == like.hu.shape:
         return Volume(volume.hu, like.spacing, like.affine)
+    step = np.array(like.spacing) / np.array(volume.spacing)
+    return Volume(_interpolated(volume.hu, step, like.hu.shape), like.spacing, like.affine)
+
+
+def _interpolated(hu: NDArray[np.int16], step: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.int16]:
+    """HU (linear) on ``shape`` voxels (D, H, W) of ``step`` old ones each."""
     from scipy.ndimage import affine_transform
 
-    step = np.array(like.spacing) / np.array(volume.spacing)
-    hu = affine_transform(
-        volume.hu, matrix=step, offset=(step - 1) / 2, output_shape=like.hu.shape, order=1, mode="nearest", output=np.float32
-    )
-    return Volume(np.rint(hu).astype(np.int16), like.spacing, like.affine)
+    return np.rint(affine_transform(hu, order=1, output=np.float32, **_placed(step, shape))).astype(np.int16)
+
+
+def _placed(step: NDArray[np.float64], shape: tuple[int, ...]) -> dict[str, Any]:
+    # the outer faces of both grids meet, so the first centres do not
+    return {"matrix": step, "offset": (step - 1) / 2, "output_shape": shape, "mode": "nearest"}
 
 
 def _read(path: Path) -> tuple[NDArray[Any], tuple[float, float, float], NDArray[np.float64]]:

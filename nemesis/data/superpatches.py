@@ -28,9 +28,16 @@ if TYPE_CHECKING:
 Position = tuple[int, int, int]
 
 
-def grid(shape: Sequence[int], edge: int) -> NDArray[np.int64]:
-    """Starts (N, 3) of the cubes of ``edge`` voxels that tile a volume (D, H, W), padded at its far ends."""
-    return np.array(list(itertools.product(*(range(0, n, edge) for n in shape))), dtype=np.int64).reshape(-1, 3)
+def grid(shape: Sequence[int], edge: int | Position) -> NDArray[np.int64]:
+    """Starts (N, 3) of the boxes of ``edge`` voxels that tile a volume (D, H, W), padded at its far ends."""
+    edges = (edge,) * 3 if isinstance(edge, int) else edge
+    starts = itertools.product(*(range(0, n, e) for n, e in zip(shape, edges, strict=True)))
+    return np.array(list(starts), dtype=np.int64).reshape(-1, 3)
+
+
+def extents(shape: Sequence[int], edge: int | Position) -> NDArray[np.int64]:
+    """Extent (N, 3) inside the volume of each superpatch of :func:`grid`."""
+    return np.minimum(np.array(shape) - grid(shape, edge), edge)
 
 
 def foreground(hu: NDArray[np.int16], window: tuple[float, float]) -> float:
@@ -65,7 +72,7 @@ def brightest(hu: NDArray[np.int16], edge: int, window: tuple[float, float]) -> 
 
 def grid_foreground(hu: NDArray[np.int16], edge: int, window: tuple[float, float]) -> NDArray[np.float64]:
     """:func:`foreground` (N,) of the superpatches of :func:`grid`, each over its part inside the scan."""
-    voxels = np.prod(_extents(hu.shape, edge), axis=1)
+    voxels = np.prod(extents(hu.shape, edge), axis=1)
     means: NDArray[np.float64] = _block_sums(_clipped(hu, window), edge).ravel() / (voxels * _width(window))
     return means
 
@@ -93,11 +100,6 @@ def _block_sums(values: NDArray[Any], edge: int) -> NDArray[np.int64]:
     for axis in (2, 1, 0):  # the contiguous axis first is the fastest
         values = np.add.reduceat(values, range(0, values.shape[axis], edge), axis=axis, dtype=np.int64)
     return values
-
-
-def _extents(shape: Sequence[int], edge: int) -> NDArray[np.int64]:
-    """Extent (N, 3) inside the volume of each superpatch of :func:`grid`."""
-    return np.minimum(np.array(shape) - grid(shape, edge), edge)
 
 
 class Scans:
@@ -214,11 +216,11 @@ def evaluation_superpatches(
     tables = []
     for i, case in enumerate(scans.cases):
         hu = scans.hu(i).whole()
-        starts, extents = grid(hu.shape, edge), _extents(hu.shape, edge)
+        starts, valid = grid(hu.shape, edge), extents(hu.shape, edge)
         share = grid_foreground(hu, edge, scans.preparation.hu_window)
         columns: dict[str, Any] = {"scan": i, "dataset": case.dataset, "case": case.case, "patient": case.patient}
         columns |= {f"start_{axis}": starts[:, k] for k, axis in enumerate("dhw")}
-        columns |= {f"valid_{axis}": extents[:, k] for k, axis in enumerate("dhw")}
+        columns |= {f"valid_{axis}": valid[:, k] for k, axis in enumerate("dhw")}
         columns |= {"foreground": share, "easy": share < scans.preparation.foreground_floor}
         numbers, row, labels = label_numbers[case.dataset], scans.row(i), scans.labels(i)
         counts: NDArray[np.int64] | None = None

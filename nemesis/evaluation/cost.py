@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nemesis.markdown import pipe_table
 from nemesis.method import Batch, Method
 from nemesis.methods.nemesis import Nemesis, NemesisSettings
 from nemesis.models.architecture import Architecture, Size
@@ -331,16 +332,4 @@ def cost_table(
         f"By the paper's own figures a whole volume costs {n} × {published:.1f} = {n * published:,.0f}, "
         f"{'more' if n * published > published_volume else 'less'} than the {published_volume:.1f} of its full-volume VAE.",
     ]
-    return _markdown(head, rows, notes)
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
-    widths = [max(3, *(len(row[i]) for row in (head, *rows))) for i in range(len(head))]
-    rule = [("-" * width if i == 0 else "-" * (width - 1) + ":") for i, width in enumerate(widths)]
-    lines = [
-        " | ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in (head, rule, *rows)
-    ]
-    return "\n".join([*(f"| {line} |" for line in lines), "", *(f"- {note}" for note in notes)])
+    return "\n".join([*pipe_table(head, rows, text_columns=1), "", *(f"- {note}" for note in notes)])

@@ -20,7 +20,7 @@ from nemesis.evaluation.features import ENCODING, features
 from nemesis.evaluation.probe import probe
 from nemesis.evaluation.reconstruction import reconstruct
 from nemesis.evaluation.rows import write_rows
-from nemesis.files import digest, file_sha256, write_bytes, write_parquet, write_text
+from nemesis.files import digest, file_sha256, write_bytes, write_npz, write_parquet, write_text
 from nemesis.method import Method, create
 from nemesis.models.checkpoint import load_weights
 from nemesis.training.device import Precision, device_for, peak_memory_mib, resolve_precision, set_threads
@@ -73,7 +73,7 @@ def evaluate(spec: Mapping[str, Any], device: str = "auto") -> None:
             rows += found
             timing["reconstruction_seconds"] = time.perf_counter() - start
         timing["device"] = torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu"
-    write_bytes(out / "reconstruction.npz", _npz(material))
+    write_npz(out / "reconstruction.npz", material)
     write_parquet(out / "predictions.parquet", predictions)
     write_rows(out / "rows.parquet", [{"run": spec["run"]} | row for row in rows])
     timing["seconds"] = time.perf_counter() - began
@@ -117,9 +117,3 @@ def _cached_features(
     np.save(buffer, encoded)
     write_bytes(path, buffer.getvalue())
     return encoded
-
-
-def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()

@@ -25,12 +25,17 @@ BATCH_VOXELS = 2**22  # 2 superpatches of 128³, 128 of 32³
 MAX_BATCH = 64
 
 
+def batch_size(voxels: int) -> int:
+    """How many superpatches of so many voxels are encoded together."""
+    return max(1, min(MAX_BATCH, BATCH_VOXELS // voxels))
+
+
 def batches(scans: Scans, table: pd.DataFrame, edge: int) -> Iterator[tuple[NDArray[np.intp], Tensor]]:
     """Superpatches in the order of ``table``: places in it (B,) and voxels (B, 1, D, H, W), float32 in [0, 1].
 
     What lies beyond a scan's far ends is air.
     """
-    size = max(1, min(MAX_BATCH, BATCH_VOXELS // edge**3))
+    size = batch_size(edge**3)
     starts = table[["start_d", "start_h", "start_w"]].to_numpy()
     scan = table["scan"].to_numpy()
     for first in range(0, len(table), size):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
@@ -98,7 +98,7 @@ E_ = TypeVar("E_", bound=EncoderSettings)
 class NemesisEncoderMethod(Method[E_]):
     """What every method on the NEMESIS encoder shares."""
 
-    @property
+    @cached_property
     def architecture(self) -> Architecture:
         """The network that the settings mean at this superpatch.
 
@@ -136,7 +136,7 @@ class Nemesis(NemesisEncoderMethod[NemesisSettings]):
     )
     settings_type = NemesisSettings
 
-    @property
+    @cached_property
     def masking(self) -> Masking:
         """Strategy and ratios of the mask."""
         from nemesis.models.masking import Masking
@@ -154,10 +154,9 @@ class Nemesis(NemesisEncoderMethod[NemesisSettings]):
 
     def mask(self, keys: Keys) -> Mask:
         """The mask of each sample, from its key alone."""
-        from nemesis.models.masking import draw_mask
+        from nemesis.models.masking import keyed_mask
 
-        grid = self.architecture.grid
-        return draw_mask(grid, self.masking, keys.uniform("mask", math.prod(grid)))
+        return keyed_mask(self.architecture.grid, self.masking, keys)
 
     def pretext_loss(self, network: Any, batch: Batch) -> PretextLoss:
         """See :meth:`Method.pretext_loss`; ``psnr`` is over the whole superpatch, as released."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nemesis.models.architecture import Size
+from nemesis.models.keyed import Keys
 
 PlaneMasking = Literal["columns", "per_slice", "thinned", "uniform"]
 AxisMasking = Literal["random", "contiguous"]
@@ -98,6 +99,11 @@ def draw_mask(grid: Size, masking: Masking, scores: Tensor) -> Mask:
     else:
         places = _lowest(table.gather(1, kept_slices[:, :, None].expand(-1, -1, columns)), n_tokens)
     return _mask(kept_slices[:, :, None] * columns + places, scores)
+
+
+def keyed_mask(grid: Size, masking: Masking, keys: Keys) -> Mask:
+    """The masks of a batch, each from its sample's key alone."""
+    return draw_mask(grid, masking, keys.uniform("mask", math.prod(grid)))
 
 
 def mask_of(hidden: Tensor, grid: Size, rows: tuple[int, int] | None = None) -> Mask:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemesis.files import write_text
+from nemesis.markdown import pipe_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,14 +51,7 @@ class Table:
 
     def markdown(self) -> str:
         """A pipe table under its title and caption, above its notes."""
-        cells = [[text.replace("|", "\\|") for text in row] for row in (self.columns, *self.rows)]
-        widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(self.columns))]
-        rule = [("-" * w if i < self.text_columns else "-" * (w - 1) + ":") for i, w in enumerate(widths)]
-        lines = []
-        for row in (cells[0], rule, *cells[1:]):
-            sides = [str.ljust] * self.text_columns + [str.rjust] * (len(row) - self.text_columns)
-            padded = [pad(cell, width) for pad, cell, width in zip(sides, row, widths, strict=True)]
-            lines.append(f"| {' | '.join(padded)} |")
+        lines = pipe_table(self.columns, self.rows, self.text_columns)
         return "\n".join([f"### {self.title}", "", self.caption, "", *lines, "", *(f"- {n}" for n in self.notes)]) + "\n"
 
     def latex(self) -> str:
