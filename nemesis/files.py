@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nemesis.errors import Fault, NemesisError
+
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
@@ -30,6 +32,22 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         os.close(handle)
         Path(name).unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Before the work for it starts.
+
+    Raises:
+        NemesisError: it is a folder, or its folder cannot be made or written.
+    """
+    if path.is_dir():
+        raise NemesisError(Fault(str(path), "is a folder", "Name a file."))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise NemesisError(Fault(str(path), f"cannot be written ({error.strerror or error})", "Name another place.")) from None
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from nemesis.data.store import AIR, normalise, pad
 from nemesis.data.superpatches import extents, grid
 from nemesis.errors import Fault, NemesisError
 from nemesis.evaluation.features import batch_size
-from nemesis.files import write_bytes, write_npz, write_parquet
+from nemesis.files import check_writable, write_bytes, write_npz, write_parquet
 from nemesis.method import Method, Reconstruction, create
 from nemesis.models.architecture import Size
 from nemesis.models.autoencoder import MaskedAutoencoder
@@ -29,7 +29,7 @@ from nemesis.models.checkpoint import from_pretrained, load_weights
 from nemesis.models.keyed import Keys
 from nemesis.models.mae import MAEgic3DMAE
 from nemesis.models.masking import keyed_mask, nothing_masked
-from nemesis.models.released import load_released
+from nemesis.models.released import Told, load_released
 from nemesis.training.device import Precision, arithmetic, device_for, resolve_precision
 
 if TYPE_CHECKING:
@@ -38,31 +38,25 @@ if TYPE_CHECKING:
 WantedPrecision = Precision | Literal["auto"]
 
 
-def load(
-    path: Path | str,
-    superpatch_size: int | Size | None = None,
-    patch_size: int | Size | None = None,
-    num_heads: int | None = None,
-    decoder_num_heads: int | None = None,
-) -> MAEgic3DMAE:
+def load(path: Path | str, **told: Unpack[Told]) -> MAEgic3DMAE:
     """A NEMESIS network, in evaluation mode on the CPU: ``nemesis.load("MAE_768_0.5.pt")``.
 
     Args:
         path: a released checkpoint (.pt); a run's folder (``results/runs/<run>``); a folder of ``save_pretrained``; a repository
             of the Hugging Face Hub (``owner/name``).
-        superpatch_size, patch_size, num_heads, decoder_num_heads: what a released checkpoint does not say, where it is not as
-            released (128, 8, 8, and patches that are square in the plane).
+        told: of a released checkpoint what its tensors do not say, where it is not as released:
+            ``superpatch_size`` 128, ``patch_size`` (square in the plane), ``num_heads`` and ``decoder_num_heads`` 8,
+            ``in_channels`` 1, ``spatial_mask_ratio`` and ``depth_mask_ratio`` (those of its name, else 0.5), ``dropout`` 0.1.
 
     Raises:
         NemesisError: no such file, or it is truncated, is something else, or carries code (which is never run).
     """
     path = Path(path)
-    sizes = (superpatch_size, patch_size, num_heads, decoder_num_heads)
     run, card = _run_folder(path), path.parent if path.name == "model.safetensors" else path
     of_hub = path.suffix not in (".pt", ".pth", ".ckpt", ".safetensors") and len(path.parts) == 2 and not path.exists()
     described = run or (card / "card.json").is_file() or of_hub
     if described:
-        _refuse_sizes(path, sizes)
+        _refuse_told(path, told)
     if run:
         _, network, preparation = _load_run(run)
         if not isinstance(network, MaskedAutoencoder):
@@ -74,13 +68,13 @@ def load(
         return model.eval()
     if described or path.is_dir():
         return from_pretrained(card)
-    return load_released(path, *sizes)
+    return load_released(path, **told)
 
 
-def _refuse_sizes(path: Path, sizes: Iterable[Any]) -> None:
-    if any(size is not None for size in sizes):
-        what = "says its sizes itself; superpatch, patch and heads are told of released checkpoints only"
-        raise NemesisError(Fault(str(path), what, "Leave them out."))
+def _refuse_told(path: Path, told: Told) -> None:
+    if names := [name for name, value in told.items() if value is not None]:
+        what = f"says itself what it is; {', '.join(names)} can be told of released checkpoints only"
+        raise NemesisError(Fault(str(path), what, "Leave it out."))
 
 
 def _run_folder(path: Path) -> Path | None:
@@ -111,13 +105,13 @@ class Applied:
     method: Method[Any] | None  # of a run; None: ``network`` is a MAEgic3DMAE
 
     @classmethod
-    def load(cls, path: Path, **sizes: Any) -> Applied:
+    def load(cls, path: Path, **told: Unpack[Told]) -> Applied:
         """See :func:`load`; a run's folder may be of any method."""
         run = _run_folder(path)
         if run is None:
-            model = load(path, **sizes)
+            model = load(path, **told)
             return cls(model, model.architecture.superpatch, model.preparation, None)
-        _refuse_sizes(path, sizes.values())
+        _refuse_told(path, told)
         method, network, preparation = _load_run(run)
         return cls(network, (method.superpatch,) * 3, preparation, method)
 
@@ -138,7 +132,7 @@ class Applied:
 
 
 def embed(
-    scan: Path, weights: Path, out: Path, device: str = "auto", precision: WantedPrecision = "32-true", **sizes: Any
+    scan: Path, weights: Path, out: Path, device: str = "auto", precision: WantedPrecision = "32-true", **told: Unpack[Told]
 ) -> int:
     """Write a vector per superpatch of a scan, with its place; returns how many.
 
@@ -152,7 +146,8 @@ def embed(
     """
     if out.suffix not in (".npz", ".parquet"):
         raise NemesisError(Fault(str(out), "is neither .parquet nor .npz", "Name the output vectors.parquet or vectors.npz."))
-    applied = Applied.load(weights, **sizes)
+    check_writable(out)
+    applied = Applied.load(weights, **told)
     volume = _prepared(read_volume(scan), applied)
     starts, valid, vectors, shares = [], [], [], []
     with torch.no_grad(), device_for(device) as place:
@@ -186,19 +181,20 @@ def reconstruct(
     precision: WantedPrecision = "32-true",
     masked: bool = True,
     seed: int = 0,
-    **sizes: Any,
+    **told: Unpack[Told],
 ) -> None:
     """Write a scan put together from its reconstructed superpatches, as NIfTI in HU on the very grid of the scan.
 
     The values are those after windowing. Under the mask of the pretext (``masked``, drawn from ``seed``) only hidden voxels are
-    the network's: visible ones are the scan's.
+    the network's: visible ones are the scan's. Of a network that hides nothing all are its own.
 
     Raises:
         NemesisError: scan, weights or the name of the output cannot be used, or the method does not reconstruct.
     """
     if not out.name.endswith((".nii", ".nii.gz")):
         raise NemesisError(Fault(str(out), "is no NIfTI file's name", "Name the output reconstruction.nii.gz."))
-    applied = Applied.load(weights, **sizes)
+    check_writable(out)
+    applied = Applied.load(weights, **told)
     if applied.method and not applied.method.card.reconstructs:
         raise NemesisError(Fault(str(weights), f"{applied.method.card.title} does not reconstruct", "Use another run."))
     source = read_volume(scan)
@@ -212,28 +208,29 @@ def reconstruct(
             keys = Keys.at(seed, 0, range(done, done + len(voxels)), place) if masked else None
             with arithmetic(place, resolve_precision(precision, place)):
                 found = applied.reconstruct(voxels, keys)
-            pasted = torch.where(found.hidden, found.prediction.float(), voxels) if masked else found.prediction.float()
+            pasted = found.prediction.float()
+            if found.hidden.any():  # nothing is, unmasked or of a method that hides nothing: then all is the network's
+                pasted = torch.where(found.hidden, pasted, voxels)
             for values, start, extent in zip(pasted[:, 0].cpu().numpy(), starts, extents, strict=True):
                 box = tuple(slice(s, s + n) for s, n in zip(start, extent, strict=True))
                 stitched[box] = values[tuple(slice(n) for n in extent)]
             done += len(voxels)
     low, high = applied.preparation.hu_window
     hu = np.rint(low + stitched * (high - low)).clip(-32768, 32767).astype(np.int16)
-    write_bytes(out, _nifti(scan, resample_onto(Volume(hu, volume.spacing, volume.affine), source), out.suffix == ".gz"))
+    write_bytes(out, _nifti(resample_onto(Volume(hu, volume.spacing, volume.affine), source), out.suffix == ".gz"))
 
 
-def _nifti(scan: Path, volume: Volume, compressed: bool) -> bytes:
-    """A volume on the house's axes as NIfTI, stored as its scan is: axes, affine, shape."""
+def _nifti(volume: Volume, compressed: bool) -> bytes:
+    """A volume on the house's axes as NIfTI, stored as its scan was: axes, affine, shape."""
     import nibabel
     from nibabel import orientations
 
     library: Any = nibabel  # it is annotated by halves
     turn: Any = orientations
     image = library.Nifti1Image(volume.hu.transpose(1, 2, 0), volume.affine)
-    stored = library.load(scan)
-    there = turn.ornt_transform(turn.io_orientation(volume.affine), turn.io_orientation(stored.affine))
+    there = turn.ornt_transform(turn.io_orientation(volume.affine), turn.io_orientation(volume.stored))
     image = image.as_reoriented(there)
-    image = library.Nifti1Image(np.asarray(image.dataobj), stored.affine)
+    image = library.Nifti1Image(np.asarray(image.dataobj), volume.stored)
     image.header.set_xyzt_units("mm")
     data = image.to_bytes()
     return gzip.compress(data, compresslevel=6, mtime=0) if compressed else data

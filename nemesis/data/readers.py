@@ -30,6 +30,7 @@ class Volume:
     hu: NDArray[np.int16]
     spacing: tuple[float, float, float]
     affine: NDArray[np.float64]
+    stored: NDArray[np.float64] | None = None  # of one that was read: the affine of its file, on the file's own axes
 
 
 def read_volume(path: Path) -> Volume:
@@ -39,7 +40,7 @@ def read_volume(path: Path) -> Volume:
         NemesisError: truncated or corrupt file, not 3D, no orientation, implausible voxel size, too small, values that
             are not HU.
     """
-    array, spacing, affine = _read(path)
+    array, spacing, affine, stored = _read(path)
     if min(array.shape) < SMALLEST:
         what = f"is too small ({_by(array.shape)} voxels)"
         raise _refusal(path, what, f"A scan has at least {SMALLEST} along each axis.")
@@ -56,7 +57,7 @@ def read_volume(path: Path) -> Volume:
     if reason:
         remedy = "Convert it to HU (with the rescale slope and intercept) if it is CT; this suite takes nothing else."
         raise _refusal(path, f"is not CT in HU: {reason}", remedy)
-    return Volume(array, spacing, affine)
+    return Volume(array, spacing, affine, stored)
 
 
 def not_ct(hu: NDArray[np.int16]) -> str | None:
@@ -89,7 +90,7 @@ def read_labels(path: Path, like: Volume | None) -> NDArray[Any]:
         NemesisError: truncated or corrupt file, values that are not whole numbers ≥ 0, another shape or place than the
             scan's.
     """
-    array, _, affine = _read(path)
+    array, _, affine, _ = _read(path)
     if array.dtype.kind == "f":
         with np.errstate(invalid="ignore"):
             whole = np.isfinite(array).all() and bool((array == np.rint(array)).all())
@@ -133,9 +134,9 @@ def resample(
 def resample_onto(volume: Volume, like: Volume) -> Volume:
     """A scan that :func:`resample` made of ``like``, back on the voxels of ``like`` (linear)."""
     if volume.hu.shape == like.hu.shape:
-        return Volume(volume.hu, like.spacing, like.affine)
+        return Volume(volume.hu, like.spacing, like.affine, like.stored)
     step = np.array(like.spacing) / np.array(volume.spacing)
-    return Volume(_interpolated(volume.hu, step, like.hu.shape), like.spacing, like.affine)
+    return Volume(_interpolated(volume.hu, step, like.hu.shape), like.spacing, like.affine, like.stored)
 
 
 def _interpolated(hu: NDArray[np.int16], step: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.int16]:
@@ -150,8 +151,8 @@ def _placed(step: NDArray[np.float64], shape: tuple[int, ...]) -> dict[str, Any]
     return {"matrix": step, "offset": (step - 1) / 2, "output_shape": shape, "mode": "nearest"}
 
 
-def _read(path: Path) -> tuple[NDArray[Any], tuple[float, float, float], NDArray[np.float64]]:
-    """(D, H, W) array, spacing in mm (D, H, W) and RAS affine of a NIfTI-1 or -2 file; integers stay integers."""
+def _read(path: Path) -> tuple[NDArray[Any], tuple[float, float, float], NDArray[np.float64], NDArray[np.float64]]:
+    """(D, H, W) array, spacing in mm (D, H, W), RAS affine and stored affine of a NIfTI-1 or -2 file; integers stay integers."""
     import nibabel
     from nibabel import orientations
 
@@ -199,10 +200,10 @@ def _read(path: Path) -> tuple[NDArray[Any], tuple[float, float, float], NDArray
     orientation = turn.io_orientation(affine)
     if np.isnan(orientation).any() or abs(np.linalg.det(affine[:3, :3] / spacing)) < 0.1:
         raise _refusal(path, "its affine collapses the volume", "Mend its header.")
-    affine = affine @ turn.inv_ornt_aff(orientation, shape[:3])
+    stored_affine, affine = affine, affine @ turn.inv_ornt_aff(orientation, shape[:3])
     array = turn.apply_orientation(array, orientation).transpose(2, 0, 1)
     x, y, z = (float(s) for s in np.linalg.norm(affine[:3, :3], axis=0))
-    return np.ascontiguousarray(array), (z, x, y), affine
+    return np.ascontiguousarray(array), (z, x, y), affine, stored_affine
 
 
 def _refusal(path: Path, what: str, remedy: str) -> NemesisError:

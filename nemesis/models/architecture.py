@@ -69,6 +69,9 @@ class Architecture:
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name} {getattr(self, name)} is less than {smallest}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout {self.dropout} is not in [0, 1)")
+        triple(self.superpatch), triple(self.patch)
         if any(s % p for s, p in zip(self.superpatch, self.patch, strict=True)):
             raise ValueError(f"superpatch {by(map(str, self.superpatch))} is not a multiple of patch {by(map(str, self.patch))}")
         if self.embed_dim % (max(self.tokens, 1) * self.heads):

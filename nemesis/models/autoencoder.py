@@ -59,10 +59,16 @@ class Encoder(nn.Module):
         return patchify(x, self.patch)
 
     def choose(self, x: Tensor, mask: Mask | Tensor | None) -> Mask:
-        """The mask that was given, or the one that :meth:`forward` takes where none was."""
+        """The mask that was given, or the one that :meth:`forward` takes where none was.
+
+        Raises:
+            ValueError: no mask of this batch.
+        """
         if isinstance(mask, Tensor):
-            return mask_of(mask, self.grid, self.masking.visible(self.grid) if self.masking.plane == "uniform" else None)
+            mask = mask_of(mask, self.grid, self.masking.visible(self.grid) if self.masking.plane == "uniform" else None)
         if mask is not None:
+            if len(mask.hidden) != len(x):
+                raise ValueError(f"the mask is of {len(mask.hidden)} superpatches, the batch holds {len(x)}")
             return mask
         if not self.training:
             return nothing_masked(self.grid, len(x), x.device)
@@ -162,10 +168,12 @@ class _SquaredError(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, prediction: Tensor, target: Tensor) -> Tensor:
-        difference = prediction - target
-        ctx.save_for_backward(difference)
-        ctx.kind = prediction.dtype
-        return torch.linalg.vecdot(difference, difference) / target.shape[-1]
+        device = "cpu" if prediction.is_meta else prediction.device.type  # the meta device, on which costs are counted, has none
+        with torch.autocast(device, enabled=False):  # which would compute the products in bf16
+            difference = prediction - target
+            ctx.save_for_backward(difference)
+            ctx.kind = prediction.dtype
+            return torch.linalg.vecdot(difference, difference) / target.shape[-1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

@@ -23,8 +23,9 @@ class Dropout(nn.Dropout):
 
 def dropout(x: Tensor, p: float) -> Tensor:
     """Zero a share p of x at random, scale the rest by 1 / (1 − p)."""
-    tracing: Any = torch.jit  # which does not hold a view in another type
-    if p == 0.0 or x.device.type != "cpu" or tracing.is_tracing():
+    jit: Any = torch.jit
+    traced = jit.is_tracing() or torch.compiler.is_compiling()  # neither holds a view in another type
+    if p == 0.0 or x.device.type != "cpu" or traced:
         return functional.dropout(x, p)
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     numbers = words.view(torch.int16)[: x.numel()].view(x.shape)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
@@ -45,14 +45,14 @@ def load_weights(network: nn.Module, path: Path) -> None:
             names = set(file.keys())
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except (OSError, SafetensorError) as error:
-        raise NemesisError(
-            Fault(str(path), f"is not a readable safetensors checkpoint ({error})", "Delete it and run again")
-        ) from None
+        what = f"is not a readable safetensors checkpoint ({_line(error)})"
+        raise NemesisError(Fault(str(path), what, "Train, export or download it again.")) from None
     own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     if own != shapes:
         differing = sorted(name for name in names | set(own) if own.get(name) != shapes.get(name))
         matched = sum(own.get(name) == shapes[name] for name in names) / max(len(own), 1)
-        what = f"belongs to another network: {matched:.0%} of the tensors match, '{differing[0]}' is the first that does not"
+        share = f"{int(100 * matched)} % of the tensors match"
+        what = f"belongs to another network: {share}, '{differing[0]}' is the first that does not"
         raise NemesisError(Fault(str(path), what, "Use the configuration it was trained with (run.json beside it)"))
     network.load_state_dict(load_file(path))
 
@@ -93,14 +93,28 @@ def from_pretrained(name: Path | str, revision: str | None = None) -> MAEgic3DMA
         card = json.loads(path.read_text(encoding="utf-8"))
         if card["format"] != CARD_FORMAT:
             raise ValueError(f"its format is {card['format']!r}")
-        architecture = TypeAdapter(Architecture).validate_python(card["architecture"])
-        model = MAEgic3DMAE.of(architecture, TypeAdapter(Masking).validate_python(card["masking"]))
+        model = MAEgic3DMAE.of(_complete(Architecture, card["architecture"]), _complete(Masking, card["masking"]))
         model.preparation = Preparation.model_validate(card["preparation"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         remedy = "Give a folder that save_pretrained wrote."
-        raise NemesisError(Fault(str(path), f"is no card of a NEMESIS network ({error})", remedy)) from None
+        raise NemesisError(Fault(str(path), f"is no card of a NEMESIS network ({_line(error)})", remedy)) from None
     load_weights(model, folder / "model.safetensors")
     return model.eval()
+
+
+D = TypeVar("D", Architecture, Masking)
+
+
+def _complete(kind: type[D], values: Mapping[str, Any]) -> D:
+    """A dataclass of values that name every field: a default in place of a lost one would be another network."""
+    if lost := [field.name for field in fields(kind) if field.name not in values]:
+        raise ValueError(f"it does not say {', '.join(lost)}")
+    made: D = TypeAdapter(kind).validate_python(values)
+    return made
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def push_to_hub(model: MAEgic3DMAE, repository: str, private: bool, about: Mapping[str, Any]) -> str:

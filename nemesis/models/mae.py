@@ -144,21 +144,31 @@ class MAEgic3DMAE(MaskedAutoencoder):
 
         return push_to_hub(self, repository, private, about or {})
 
+    def _rebuild_decoder(self, width: int) -> None:
+        try:
+            architecture = dataclasses.replace(self.architecture, decoder_dim=width)
+        except ValueError as error:
+            raise RuntimeError(f"the weights are of another decoder: {error}") from None
+        what = f"the decoder is rebuilt at width {width}, the file's (it was {self.architecture.decoder_width})"
+        warnings.warn(f"{what}; optimisers made before hold the old one", stacklevel=3)
+        self.architecture = architecture
+        self.decoder = Decoder(architecture).to(self.encoder.pe_scale).train(self.training)
+        self.recompute(self.encoder.blocks.recompute)
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights; the encoder strictly, whatever ``strict`` says. A decoder of another width is rebuilt, with one warning.
 
         Raises:
             RuntimeError: names or shapes that do not fit.
         """
-        token = state_dict.get("decoder.mask_token")
+        token, before = state_dict.get("decoder.mask_token"), (self.architecture, self.decoder)
         if isinstance(token, Tensor) and token.shape[-1] != self.architecture.decoder_width:
-            width, place = token.shape[-1], self.encoder.pe_scale
-            what = f"the decoder is rebuilt at width {width}, the file's (it was {self.architecture.decoder_width})"
-            warnings.warn(f"{what}; optimisers made before hold the old one", stacklevel=2)
-            self.architecture = dataclasses.replace(self.architecture, decoder_dim=width)
-            self.decoder = Decoder(self.architecture).to(place).train(self.training)
-            self.recompute(self.encoder.blocks.recompute)
-        found = super().load_state_dict(state_dict, strict=strict, assign=assign)
-        if wrong := [name for name in [*found.missing_keys, *found.unexpected_keys] if not name.startswith("decoder.")]:
-            raise RuntimeError(f"the weights are of another encoder: {', '.join(wrong[:3])}{' …' * (len(wrong) > 3)}")
+            self._rebuild_decoder(token.shape[-1])
+        try:
+            found = super().load_state_dict(state_dict, strict=strict, assign=assign)
+            if wrong := [name for name in [*found.missing_keys, *found.unexpected_keys] if not name.startswith("decoder.")]:
+                raise RuntimeError(f"the weights are of another encoder: {', '.join(wrong[:3])}{' …' * (len(wrong) > 3)}")
+        except RuntimeError:
+            self.architecture, self.decoder = before
+            raise
         return found

@@ -88,7 +88,7 @@ def draw_mask(grid: Size, masking: Masking, scores: Tensor) -> Mask:
         keep = _lowest(scores, n_slices * n_tokens).view(batch, n_slices, n_tokens)
         return _mask(keep, scores)
     if masking.plane == "thinned":
-        kept_columns = _lowest(_sums(table, 1), visible_count(columns, masking.plane_ratio))
+        kept_columns = _lowest(_unlike(_sums(table, 1)), visible_count(columns, masking.plane_ratio))
         within = table.gather(2, kept_columns[:, None, :].expand(-1, slices, -1))
         places = kept_columns[:, None, :].expand(-1, slices, -1).gather(2, _lowest(within, n_tokens))
         return _mask(torch.arange(slices, device=scores.device)[:, None] * columns + places, scores)
@@ -143,6 +143,16 @@ def _sums(table: Tensor, axis: int) -> Tensor:
     """Sums modulo 1: uniform again, and independent of any one of their numbers. In whole 2⁻²⁴, which is what scores are made of,
     so that no device's order of summation changes them."""
     return (table * 2**24).long().sum(axis) % 2**24 * 2.0**-24
+
+
+def _unlike(scores: Tensor) -> Tensor:
+    """Scores in an order that has nothing to do with their own: of two slices, one would else follow from the other and their
+    columns' sums. An integer hash of their 24 bits (multiply, shift, exclusive or)."""
+    x = (scores * 2**24).long()
+    for factor, shift in ((0x9E3779B1, 15), (0x45D9F3B, 13)):
+        x = x * factor % 2**32
+        x = x ^ (x >> shift)
+    return x % 2**24 * 2.0**-24
 
 
 def _lowest(scores: Tensor, n: int) -> Tensor:

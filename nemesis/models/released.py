@@ -7,16 +7,18 @@ import io
 import logging
 import math
 import pickletools
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PosixPath
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nemesis.config import Preparation
 from nemesis.errors import Fault, NemesisError
 from nemesis.files import write_bytes
 from nemesis.models.architecture import OFFICIAL, Architecture, Size, triple
@@ -25,7 +27,7 @@ from nemesis.models.masking import Masking
 
 logger = logging.getLogger(__name__)
 
-HEADS, EDGE = 8, 128  # of every released checkpoint; the tensors do not say them
+HEADS, EDGE, DROPOUT = 8, 128, 0.1  # of every released checkpoint; the tensors do not say them
 
 # what training scripts put beside the weights, and that does nothing when it is read: NumPy's scalars and argparse's Namespace
 _HARMLESS: list[Any] = [
@@ -40,29 +42,34 @@ _HARMLESS: list[Any] = [
         for core in ("core", "_core")
     ),
 ]
-# of which the released values are assumed where neither the caller nor the file's `config` says them
-_SIZES = (
-    "superpatch_size",
-    "patch_size",
-    "in_channels",
-    "num_heads",
-    "decoder_num_heads",
-    "spatial_mask_ratio",
-    "depth_mask_ratio",
+# what a pickle of tensors and numbers may name when it is read
+_DATA = re.compile(
+    r"torch\.(_utils\._rebuild\w+|_tensor\.\w+|storage\.\w+|serialization\._get_layout|nn\.parameter\.Parameter|\w+Storage"
+    r"|Size|Tensor|device|dtype|bool|(bfloat|float|complex|q?u?int)\d+\w*)"
+    r"|collections\.(OrderedDict|Counter|defaultdict)|argparse\.Namespace|pathlib\.PosixPath"
+    r"|numpy\.(dtype|ndarray|dtypes\.\w+|_?core\.multiarray\.(scalar|_reconstruct))|_codecs\.encode"
 )
+_NAMED = re.compile(r"MAE_\d+_(0?\.\d+)")  # as the released files are: the width and the mask ratio on either axis
 
 
-def load_released(
-    path: Path,
-    superpatch_size: int | Size | None = None,
-    patch_size: int | Size | None = None,
-    num_heads: int | None = None,
-    decoder_num_heads: int | None = None,
-) -> MAEgic3DMAE:
+class Told(TypedDict, total=False):
+    """What the tensors of a released checkpoint do not say, by the released names; sizes in voxels, one number or (D, H, W)."""
+
+    superpatch_size: int | Size | None
+    patch_size: int | Size | None
+    in_channels: int | None
+    num_heads: int | None
+    decoder_num_heads: int | None
+    spatial_mask_ratio: float | None
+    depth_mask_ratio: float | None
+    dropout: float | None
+
+
+def load_released(path: Path, **told: Unpack[Told]) -> MAEgic3DMAE:
     """The network of a released checkpoint, in evaluation mode.
 
-    Sizes are read off the tensors. Heads, superpatch, the patch's shape in the plane and the mask ratios are not in them: they
-    are taken from the arguments, else from the file's ``config``, else from the released defaults, which is then said in the log.
+    Sizes are read off the tensors. What they do not say (:class:`Told`) is taken from the arguments, else from the file's
+    ``config``, else (the mask ratio) from its name, else from the released defaults, which is then said in the log.
 
     Raises:
         NemesisError: no such file, truncated, not a NEMESIS checkpoint, carrying code, or sizes that do not fit.
@@ -70,11 +77,7 @@ def load_released(
     content = _read(path)
     state = content.get("model_state_dict", content)
     said = _said(content.get("config"))
-    asked = {
-        "superpatch_size": superpatch_size, "patch_size": patch_size, "num_heads": num_heads,
-        "decoder_num_heads": decoder_num_heads,
-    }  # fmt: skip
-    given = said | {name: value for name, value in asked.items() if value is not None}
+    given = _in_name(path) | said | {name: value for name, value in told.items() if value is not None}
     if not isinstance(state, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise _refusal(path, "is no NEMESIS checkpoint: it holds no `model_state_dict` of tensors")
     # prefixes of DataParallel and of torch.compile
@@ -83,12 +86,14 @@ def load_released(
         architecture = _architecture(state, given)
         ratios = [float(given.get(name, 0.5)) for name in ("spatial_mask_ratio", "depth_mask_ratio")]
         model = MAEgic3DMAE.of(architecture, Masking("thinned", "random", *ratios))
+        if "preparation" in given:  # of a network of ours
+            model.preparation = Preparation.model_validate(given["preparation"])
     except KeyError as error:
         raise _refusal(path, f"is no NEMESIS checkpoint: it has no tensor {error}") from None
     except IndexError:
         raise _refusal(path, "is no NEMESIS checkpoint: its tensors have other numbers of axes") from None
     except (ValueError, TypeError) as error:
-        what = f"does not fit its sizes: {error}"
+        what = f"does not fit its sizes: {' '.join(str(error).split())}"
         remedy = "Pass superpatch_size, patch_size, num_heads and decoder_num_heads as it was trained with."
         raise NemesisError(Fault(str(path), what, remedy)) from None
     try:
@@ -96,7 +101,8 @@ def load_released(
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         raise _refusal(path, f"holds another network than its name says: {lines[min(1, len(lines) - 1)]}") from None
-    words = ", ".join(f"{name} {value}" for name, value in _config(model).items() if name not in given)
+    config = _config(model)
+    words = ", ".join(f"{name} {config[name]}" for name in Told.__annotations__ if name not in given)
     if words:
         logger.warning("%s: the file does not say %s: the released values are assumed", path, words)
     return model.eval()
@@ -117,6 +123,9 @@ def export_released(
         if has != value:
             what = f"is of a network with {name} {has}; the released code knows {value} only"
             raise NemesisError(Fault(str(path), what, "Train with `preset: official` to export it, or export to a folder."))
+    if (strategy := model.encoder.masking.plane) != "thinned":
+        what = f"is of a network with `plane_masking: {strategy}`; the released code knows thinned only"
+        raise NemesisError(Fault(str(path), what, "Export to a folder."))
     content = {
         "epoch": epoch,
         "model_state_dict": {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()},
@@ -132,10 +141,24 @@ def export_released(
 
 
 def _config(model: MAEgic3DMAE) -> dict[str, Any]:
-    """What the tensors do not show, by the released names."""
+    """What the tensors do not show, by the released names, and how scans become the network's input."""
     a, masking = model.architecture, model.encoder.masking
-    values = (list(a.superpatch), list(a.patch), a.channels, a.heads, a.decoder_heads, masking.plane_ratio, masking.axis_ratio)
-    return dict(zip(_SIZES, values, strict=True))
+    return {
+        "superpatch_size": list(a.superpatch),
+        "patch_size": list(a.patch),
+        "in_channels": a.channels,
+        "num_heads": a.heads,
+        "decoder_num_heads": a.decoder_heads,
+        "spatial_mask_ratio": masking.plane_ratio,
+        "depth_mask_ratio": masking.axis_ratio,
+        "dropout": a.dropout,
+        "preparation": model.preparation.model_dump(mode="json"),
+    }
+
+
+def _in_name(path: Path) -> dict[str, Any]:
+    named = _NAMED.match(path.name)
+    return dict.fromkeys(("spatial_mask_ratio", "depth_mask_ratio"), float(named.group(1))) if named else {}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -163,7 +186,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _foreign(path: Path) -> str | None:
-    """The first name in a pickle that is none of PyTorch's; read from its opcodes, nothing of it is run."""
+    """The first name in a pickle that stands for no tensor or number; read from its opcodes, nothing of it is run."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -175,9 +198,9 @@ def _foreign(path: Path) -> str | None:
             while rest.tell() < len(stream):  # the old layout is several pickles, one after another
                 for code, argument, _ in pickletools.genops(rest):
                     if code.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
-                        name = " ".join(words[-2:]) if code.name == "STACK_GLOBAL" else str(argument)
-                        if name.split(" ")[0].split(".")[0] not in ("torch", "collections"):
-                            return name.replace(" ", ".")
+                        name = ".".join(words[-2:]) if code.name == "STACK_GLOBAL" else str(argument).replace(" ", ".")
+                        if not _DATA.fullmatch(name):
+                            return name
                     elif isinstance(argument, str):
                         words.append(argument)
     except Exception:  # it is no pickle, or a broken one
@@ -192,7 +215,7 @@ def _said(config: Any) -> dict[str, Any]:
         return {}
     inner = config.get("model")
     merged = {**config, **inner} if isinstance(inner, Mapping) else config
-    return {name: merged[name] for name in _SIZES if merged.get(name) is not None}
+    return {name: merged[name] for name in (*Told.__annotations__, "preparation") if merged.get(name) is not None}
 
 
 def _architecture(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> Architecture:
@@ -220,6 +243,7 @@ def _architecture(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> Arch
         depth=_count(state, "encoder.blocks."),
         heads=int(given.get("num_heads", HEADS)),
         tokens=tokens,
+        dropout=float(given.get("dropout", DROPOUT)),
         decoder_depth=_count(state, "decoder.blocks."),
         decoder_heads=int(given.get("decoder_num_heads", HEADS)),
         **{

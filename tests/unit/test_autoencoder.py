@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from nemesis.method import Batch, create
 from nemesis.models.autoencoder import squared_error
-from nemesis.models.blocks import Attention, Dropout, dropout
+from nemesis.models.blocks import Attention, Block, Dropout, dropout
 from nemesis.models.embedding import patchify, sincos_positions, unpatchify
 from nemesis.models.keyed import Keys
+from nemesis.models.mae import MAEgic3DMAE
 from nemesis.models.masking import Masking, draw_mask, nothing_masked
 
 SMALL = {
@@ -80,6 +81,28 @@ def test_loss_covers_the_masked_voxels_only(network):
     assert whole.loss.item() == whole.full_mse.item()
 
 
+def test_the_loss_is_computed_in_float32_under_autocast(network):
+    torch.manual_seed(2)
+    volume = torch.rand(2, 1, 16, 16, 16)
+    mask = draw_mask((8, 8, 8), Masking(), Keys.at(0, 0, [0, 1]).uniform("mask", 512))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        out = network(volume, mask)
+    error = (out.prediction.float() - patchify(volume, (2, 2, 2)).flatten(2)).square().mean(2)
+    assert out.prediction.dtype == torch.bfloat16 and out.loss.dtype == out.full_mse.dtype == torch.float32
+    assert out.loss.item() == pytest.approx(error[mask.hidden].mean().item(), rel=1e-6)
+    assert out.full_mse.item() == pytest.approx(error.mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_mask_of_another_batch_is_refused(samples, network):
+    mask, volume = nothing_masked((8, 8, 8), samples, torch.device("cpu")), torch.rand(2, 1, 16, 16, 16)
+    model = MAEgic3DMAE.of(network.architecture).eval()
+    for given_mask in (mask, mask.hidden):
+        for call in (model.encoder, model):
+            with pytest.raises(ValueError, match=f"the mask is of {samples} superpatches, the batch holds 2"):
+                call(volume, mask=given_mask)
+
+
 def test_the_axis_stream_connects_slices_and_the_plane_stream_connects_columns(network):
     block = network.encoder.blocks[0]
     x = torch.randn(1, 4, 6, 64)
@@ -96,6 +119,30 @@ def test_the_axis_stream_connects_slices_and_the_plane_stream_connects_columns(n
 
 def test_the_gate_starts_half_open(network):
     assert torch.sigmoid(network.encoder.adaptive_agg.alpha).item() == 0.5
+
+
+@pytest.mark.parametrize("gate", ["linear", "tokens"])
+def test_the_gate_weighs_the_path_it_names(gate):
+    torch.manual_seed(0)
+    e = create("nemesis", {**SMALL, "gate": gate, "gate_start": 1.0}, 16).build().encoder.adaptive_agg
+    patches = torch.rand(2, 5, 2, 4)
+    linear = e.linear(patches.flatten(2))
+    rows = torch.cat([e.embed(patches.flatten(0, 1)) + e.pos_embed, e.mt.expand(10, -1, -1)], dim=1)
+    tokens = e.proj(e.attn(e.norm_qkv(rows)))[:, 2:].reshape(2, 5, 64)
+    share = 1 / (1 + math.exp(-1.0))
+    expected = share * linear + (1 - share) * tokens if gate == "linear" else (1 - share) * linear + share * tokens
+    assert torch.allclose(e(patches), expected, atol=1e-6)
+
+
+def test_a_copied_position_scale_is_the_encoder_s_before_every_forward():
+    torch.manual_seed(0)
+    network = create("nemesis", {**SMALL, "preset": "official", "patch": 4}, 16).build().eval()
+    volume, mask = torch.rand(1, 1, 16, 16, 16), nothing_masked((4, 4, 4), 1, torch.device("cpu"))
+    network.encoder.pe_scale.data.fill_(0.7)
+    with torch.no_grad():
+        prediction = network(volume, mask).prediction
+        assert network.decoder.pe_scale.item() == network.encoder.pe_scale.item()
+        assert torch.equal(network(volume, mask).prediction, prediction)
 
 
 def test_noise_is_on_the_input_and_the_target_stays_clean():
@@ -161,14 +208,16 @@ def test_a_preset_sets_what_is_not_set():
     assert create("nemesis", {}, 32).architecture.patch == (4, 4, 4)
 
 
-def test_recomputing_activations_changes_no_number():
-    gradients = []
+def test_recomputing_activations_runs_blocks_twice_and_changes_no_number(monkeypatch):
+    gradients, ran, forward = [], [], Block.forward
+    monkeypatch.setattr(Block, "forward", lambda block, x: (ran.append(block), forward(block, x))[1])
     for recompute in (False, True):
         method = create("nemesis", {**SMALL, "dropout": 0.1, "recompute": recompute}, 16)
         torch.manual_seed(0)
         network = method.build().train()
         method.pretext_loss(network, Batch(torch.rand(2, 1, 16, 16, 16), Keys.at(0, 0, [0, 1]))).total.backward()
         gradients.append([parameter.grad for parameter in network.parameters()])
+        assert len(ran) == (6 if recompute else 2)  # one block of the encoder, one of the decoder
     assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
 
 
@@ -185,6 +234,24 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
     assert torch.equal(dropout(x, 0.1), y)
 
 
+@pytest.mark.parametrize("rough", [False, True])
+def test_attention_drops_in_training_only_in_any_precision(rough):
+    torch.manual_seed(0)
+    attention, x = Attention(64, 4, 0.5), torch.randn(5, 12, 64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=rough):
+        assert not torch.equal(attention.train()(x), attention(x))
+        assert torch.equal(attention.eval()(x), attention(x))
+
+
+def test_training_compiles_to_one_graph():
+    sizes = {"embed_dim": 16, "depth": 1, "num_heads": 2, "num_maegic_tokens": 2, "decoder_depth": 1, "decoder_num_heads": 2}
+    model = MAEgic3DMAE(superpatch_size=16, patch_size=8, dropout=0.5, **sizes).train()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")  # which refuses what it cannot trace
+    for rough in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=rough):
+            assert torch.isfinite(compiled(torch.rand(2, 1, 16, 16, 16))[0]["total_loss"])
+
+
 def test_attention_in_bf16_stays_close_to_fp32():
     torch.manual_seed(0)
     attention = Attention(64, 4, 0.0)
@@ -196,14 +263,18 @@ def test_attention_in_bf16_stays_close_to_fp32():
     assert (exact - rough).norm() < 0.02 * exact.norm()
 
 
-def test_squared_error_and_its_gradient():
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_squared_error_and_its_gradient(kind, autocast):
     torch.manual_seed(0)
-    prediction, target = (
-        torch.randn(2, 3, 50, dtype=torch.float64, requires_grad=True),
-        torch.randn(2, 3, 50, dtype=torch.float64),
-    )
-    assert torch.allclose(squared_error(prediction, target), (prediction - target).square().mean(2))
-    assert torch.autograd.gradcheck(lambda p: squared_error(p, target), prediction)
-    rough = prediction.detach().bfloat16().requires_grad_()
-    squared_error(rough, target.float()).sum().backward()
-    assert rough.grad.dtype == torch.bfloat16
+    prediction, target = torch.randn(2, 3, 50).to(kind).requires_grad_(), torch.randn(2, 3, 50)
+    plain = prediction.detach().float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = squared_error(prediction, target)
+    expected = (plain - target).square().mean(2)
+    assert found.dtype == torch.float32 and torch.allclose(found, expected, rtol=1e-6)
+    weights = torch.rand(2, 3)
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    assert prediction.grad.dtype == kind
+    assert torch.allclose(prediction.grad.float(), plain.grad.to(kind).float(), rtol=1e-6 if kind == torch.float32 else 2**-7)

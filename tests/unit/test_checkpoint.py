@@ -20,7 +20,7 @@ def test_weights_come_back_and_bytes_repeat(tmp_path):
 
 def test_another_network_is_refused_with_the_share_that_matches(tmp_path):
     save_weights(nn.Linear(3, 2), tmp_path / "a.safetensors", {})
-    with pytest.raises(NemesisError, match="50% of the tensors match, 'weight'"):
+    with pytest.raises(NemesisError, match="50 % of the tensors match, 'weight'"):
         load_weights(nn.Linear(4, 2), tmp_path / "a.safetensors")
 
 

@@ -42,13 +42,31 @@ def test_every_strategy_hides_the_effective_ratio_it_says(grid, masking, seed):
             assert len((keep % columns).unique()) <= visible_count(columns, masking.plane_ratio)
 
 
-@given(sizes, ratios, ratios)
-def test_hidden_share_rounds_up_to_whole_tokens(grid, plane, axis):
-    slices, columns = grid[0], grid[1] * grid[2]
-    n_slices, n_columns = visible_count(slices, axis), visible_count(columns, plane)
-    for strategy in ("columns", "per_slice", "uniform"):
-        assert Masking(strategy, "random", plane, axis).visible(grid) == (n_slices, n_columns)
-    assert Masking("thinned", "random", plane, axis).visible(grid) == (slices, visible_count(n_columns, axis))
+@pytest.mark.parametrize(
+    ("grid", "masking", "share"),
+    [
+        ((16, 16, 16), Masking("columns"), 0.75),
+        ((16, 16, 16), Masking("thinned", "random", 0.25, 0.25), 0.4375),
+        ((16, 16, 16), Masking("thinned", "random", 0.75, 0.75), 0.9375),
+        ((5, 3, 3), Masking("columns"), 37 / 45),  # 2 of 5 slices × 4 of 9 columns stay
+        ((5, 3, 3), Masking("per_slice", "contiguous"), 37 / 45),
+        ((5, 3, 3), Masking("uniform"), 37 / 45),
+        ((5, 3, 5), Masking("thinned", "random", 0.5, 0.2), 10 / 15),  # 5 of 7 of 15 columns stay in every slice, not 6 of 15
+        ((2, 2, 2), Masking("columns", "random", 0.9, 0.9), 7 / 8),  # one token stays
+        ((2, 2, 2), Masking("thinned", "random", 0.9, 0.9), 6 / 8),
+    ],
+)
+def test_hidden_share_is_that_of_the_masks(grid, masking, share):
+    assert masking.hidden_share(grid) == pytest.approx(share)
+    assert draw_mask(grid, masking, scores(grid)).hidden.float().mean(1).tolist() == pytest.approx([share] * 3)
+
+
+@given(sizes, strategies, st.integers(0, 100))
+def test_masks_hide_the_nominal_share_or_more(grid, masking, seed):
+    hidden = draw_mask(grid, masking, scores(grid, seed)).hidden.float().mean(1)
+    assert hidden.tolist() == pytest.approx([masking.hidden_share(grid)] * 3)
+    if min(masking.visible(grid)) > 1:  # one stays whatever the ratio
+        assert hidden.min() > 1 - (1 - masking.plane_ratio) * (1 - masking.axis_ratio) - 1e-6
 
 
 @given(st.integers(2, 12), st.floats(0.1, 0.9), st.integers(0, 100), st.sampled_from(["columns", "per_slice"]))
@@ -72,6 +90,24 @@ def test_slices_thin_out_each_in_its_own_way():
     for plane in ("per_slice", "thinned"):
         kept = draw_mask(grid, Masking(plane, "random", 0.5, 0.25), scores(grid)).keep % 16
         assert any(not torch.equal(kept[0, 0], row) for row in kept[0, 1:])
+
+
+def test_two_slices_thin_out_independently():
+    grid = (2, 4, 4)
+    visible = ~draw_mask(grid, Masking("thinned"), scores(grid, index=range(4000))).hidden.view(-1, 2, 16)
+    assert (visible.sum(2) == 4).all()
+    both = visible.all(1).sum(1).float()  # 4 and 4 of the same 8 columns
+    assert both.mean().item() == pytest.approx(2.0, abs=0.1) and both.var().item() == pytest.approx(4 / 7, abs=0.1)
+
+
+@pytest.mark.parametrize("fixed", [0, 1, 2])
+def test_no_slice_alone_says_which_columns_are_thinned(fixed):
+    grid = (3, 4, 4)
+    table = scores(grid, index=range(20)).view(20, 3, 16)
+    table[:, fixed] = table[0, fixed]
+    visible = ~draw_mask(grid, Masking("thinned", "random", 0.5, 0.0), table.flatten(1)).hidden.view(20, 3, 16)
+    assert (visible == visible[:, :1]).all()  # nothing is lost of the columns
+    assert len({tuple(row) for row in visible[:, 0].tolist()}) > 15
 
 
 @given(

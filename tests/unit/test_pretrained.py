@@ -1,6 +1,8 @@
 """Encoders for people who only want those: a scan in, vectors with their places or a reconstruction out."""
 
+import gzip
 import json
+from functools import partial
 
 import nibabel
 import numpy as np
@@ -9,10 +11,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from phantoms import identity_of
+from phantoms import NEMESIS, identity_of
 from small_scans import RAS, body, save
 
 import nemesis
+from nemesis.cli import export
 from nemesis.config import Preparation
 from nemesis.errors import NemesisError
 from nemesis.evaluation.reconstruction import measure
@@ -25,9 +28,9 @@ from nemesis.pretrained import Applied, embed, reconstruct
 LOW, HIGH = Preparation().hu_window
 
 
-def run_folder(folder, name="nemesis"):
+def run_folder(folder, name="nemesis", **other):
     """A run as `nemesis pretrain` leaves it, untrained."""
-    identity = identity_of(name=name, settings=None if name == "nemesis" else {"embed_dim": 64, "depth": 1})
+    identity = identity_of(name=name, settings=other if name == "nemesis" else {"embed_dim": 64, "depth": 1})
     torch.manual_seed(0)
     method = create(name, identity["settings"], identity["superpatch"])
     network = method.build().eval()
@@ -35,6 +38,11 @@ def run_folder(folder, name="nemesis"):
     save_weights(network, folder / "checkpoint.safetensors", {})
     (folder / "run.json").write_text(json.dumps(identity))
     return method, network
+
+
+def windowed(hu):
+    """HU → [0, 1], float32."""
+    return np.clip((hu.astype(np.float32) - LOW) / (HIGH - LOW), 0, 1)
 
 
 def house(path):
@@ -55,7 +63,9 @@ def test_embeds_every_superpatch_at_its_place(name, tmp_path):
     # the centre of the first 16³ superpatch: 7.5 voxels of 2 × 1.5 × 3 mm from the first voxel's, along x, y, z
     assert np.allclose(table.loc[0, ["x_mm", "y_mm", "z_mm"]].astype(float), [15, 11.25, 22.5])
     assert np.allclose(table.loc[1, ["x_mm", "y_mm", "z_mm"]].astype(float), [47, 11.25, 22.5])  # H runs along x
-    crop = torch.from_numpy(np.clip((hu[:16, :16, :16].astype(np.float32) - LOW) / (HIGH - LOW), 0, 1))[None, None]
+    insides = [windowed(hu[d : d + 16, h : h + 16]) for d in (0, 16) for h in (0, 16)]
+    assert np.allclose(table["foreground"], [inside.mean() for inside in insides], atol=1e-6)  # no padding in it
+    crop = torch.from_numpy(windowed(hu[:16, :16, :16]))[None, None]
     with torch.no_grad():
         expected = method.encode(network, crop)[0].numpy()
     assert np.allclose(table["vector"][0], expected, atol=1e-5)
@@ -65,7 +75,7 @@ def test_embeds_every_superpatch_at_its_place(name, tmp_path):
         assert np.allclose(arrays["centres_mm"], table[["x_mm", "y_mm", "z_mm"]])
 
 
-def test_embeds_with_a_released_checkpoint(tmp_path):
+def test_a_released_checkpoint_embeds_and_reconstructs(tmp_path):
     from nemesis.models.released import export_released
 
     torch.manual_seed(0)
@@ -75,6 +85,24 @@ def test_embeds_with_a_released_checkpoint(tmp_path):
     embed(scan, tmp_path / "w.pt", tmp_path / "v.npz", "cpu")
     with np.load(tmp_path / "v.npz") as arrays:
         assert arrays["vectors"].shape == (1, 64)
+    for ratio, visible in ((0.75, 1 / 16), (0.5, 1 / 4), (0.0, 0)):  # where nothing is hidden, nothing is the scan's
+        told = {"spatial_mask_ratio": ratio, "depth_mask_ratio": ratio}
+        reconstruct(scan, tmp_path / "w.pt", tmp_path / "r.nii", "cpu", **told)
+        kept = house(tmp_path / "r.nii")[0] == body((16, 16, 16)).clip(int(LOW), int(HIGH))
+        assert kept.mean() == pytest.approx(visible, abs=0.02)
+
+
+def test_precision_is_that_of_the_network(tmp_path):
+    run_folder(tmp_path / "run")
+    scan, vectors, volumes = save(tmp_path / "scan.nii", body((16, 16, 16))), [], []
+    for precision in ("32-true", "bf16-mixed"):
+        embed(scan, tmp_path / "run", tmp_path / "v.npz", "cpu", precision)
+        reconstruct(scan, tmp_path / "run", tmp_path / "r.nii", "cpu", precision, masked=False)
+        with np.load(tmp_path / "v.npz") as arrays:
+            vectors.append(arrays["vectors"])
+        volumes.append(house(tmp_path / "r.nii")[0])
+    for exact, rough, tolerance in ((*vectors, 0.05), (*volumes, 10)):
+        assert not np.array_equal(exact, rough) and np.allclose(exact, rough, atol=tolerance)
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -90,6 +118,58 @@ def test_reconstructs_onto_the_grid_of_the_scan(masked, axes, tmp_path):
     assert np.allclose(affine, RAS)
     kept = (found == np.clip(hu, LOW, HIGH)).mean()
     assert (kept > 0.24) == masked  # a quarter is visible, and stays as it was
+
+
+@pytest.mark.parametrize("plane", ["columns", "per_slice", "thinned", "uniform"])
+def test_only_hidden_voxels_are_written_anew(plane, tmp_path):
+    method, network = run_folder(tmp_path / "run", plane_masking=plane)
+    hu = np.maximum(body((16, 16, 16)), 0)
+    hu[0, 0] = -1000
+    voxels = torch.from_numpy(windowed(hu))[None, None]
+    reconstruct(save(tmp_path / "scan.nii", hu), tmp_path / "run", tmp_path / "r.nii", "cpu", seed=7)
+    written = house(tmp_path / "r.nii")[0]
+    with torch.no_grad():
+        found = method.reconstruct(network, voxels, Keys.at(7, 0, [0]))
+    hidden, prediction = found.hidden[0, 0].numpy(), found.prediction[0, 0].numpy()
+    assert hidden.mean() == method.masking.hidden_share(method.architecture.grid)
+    assert np.array_equal(written[~hidden], hu.clip(int(LOW), int(HIGH))[~hidden])
+    assert np.allclose(written[hidden], LOW + prediction[hidden] * (HIGH - LOW), atol=0.6)  # whole HU
+    assert (written[hidden] != hu.clip(int(LOW), int(HIGH))[hidden]).mean() > 0.9
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_of_a_network_that_hides_nothing_all_is_written_anew(masked, tmp_path):
+    method, network = run_folder(tmp_path / "run", plane_mask_ratio=0.0, axis_mask_ratio=0.0)
+    hu = body((16, 16, 16))
+    reconstruct(save(tmp_path / "scan.nii", hu), tmp_path / "run", tmp_path / "r.nii", "cpu", masked=masked)
+    with torch.no_grad():
+        prediction = method.reconstruct(network, torch.from_numpy(windowed(hu))[None, None], None).prediction[0, 0].numpy()
+    assert np.allclose(house(tmp_path / "r.nii")[0], LOW + prediction * (HIGH - LOW), atol=0.6)
+
+
+def test_masks_follow_the_seed_and_the_superpatch_s_place_not_the_batch(tmp_path, monkeypatch):
+    run_folder(tmp_path / "run")
+    hu = np.tile(body((16, 16, 16)), (1, 2, 1))
+    hu[0, 0] = -1000
+    scan, found = save(tmp_path / "scan.nii", hu), {}
+    for seed, batch in ((0, 64), (0, 1), (1, 64)):
+        monkeypatch.setattr("nemesis.pretrained.batch_size", lambda voxels, batch=batch: batch)
+        reconstruct(scan, tmp_path / "run", tmp_path / "r.nii", "cpu", seed=seed)
+        found[seed, batch] = house(tmp_path / "r.nii")[0].astype(int)
+    assert np.abs(found[0, 64] - found[0, 1]).max() <= 1  # rounded
+    assert (found[0, 64] != found[1, 64]).mean() > 0.1
+    kept = found[0, 1] == hu.clip(int(LOW), int(HIGH))
+    assert (kept[:, :16] != kept[:, 16:]).mean() > 0.1
+
+
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_scan_s_content_says_whether_it_is_compressed(name, packed, tmp_path):
+    run_folder(tmp_path / "run")
+    plain = save(tmp_path / "plain.nii", body((16, 16, 16)), axes="LPS")
+    (tmp_path / name).write_bytes(gzip.compress(plain.read_bytes()) if packed else plain.read_bytes())
+    reconstruct(tmp_path / name, tmp_path / "run", tmp_path / "r.nii", "cpu")
+    assert np.allclose(nibabel.load(tmp_path / "r.nii").affine, nibabel.load(plain).affine)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -113,7 +193,9 @@ def test_a_scan_that_is_resampled_comes_back_on_its_own_grid(tmp_path):
     identity.reconstruct = lambda voxels, keys: Reconstruction(voxels, torch.ones_like(voxels, dtype=torch.bool))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Applied, "load", lambda path: identity)
-        reconstruct(save(tmp_path / "scan.nii.gz", hu), tmp_path, tmp_path / "r.nii.gz", "cpu")
+        scan = save(tmp_path / "scan.nii.gz", hu, axes="LPS")
+        reconstruct(scan, tmp_path, tmp_path / "r.nii.gz", "cpu")
+    assert np.allclose(nibabel.load(tmp_path / "r.nii.gz").affine, nibabel.load(scan).affine)
     found, affine = house(tmp_path / "r.nii.gz")
     assert found.shape == hu.shape and np.allclose(affine, RAS)
     assert (np.abs(found.astype(int) - hu) < 30).mean() > 0.9  # but for edges, which were interpolated twice
@@ -126,8 +208,8 @@ def test_load_takes_a_run_s_folder_and_refuses_other_methods(tmp_path):
     with torch.no_grad():
         for path in (tmp_path / "run", tmp_path / "run/checkpoint.safetensors"):
             assert torch.equal(nemesis.load(path).encoder.embed(x), network.encoder.embed(x))
-    with pytest.raises(NemesisError, match="says its sizes itself"):
-        embed(tmp_path / "scan.nii", tmp_path / "run", tmp_path / "v.npz", num_heads=4)
+    with pytest.raises(NemesisError, match="says itself what it is; num_heads, dropout can be told"):
+        embed(tmp_path / "scan.nii", tmp_path / "run", tmp_path / "v.npz", num_heads=4, dropout=0.0, patch_size=None)
     run_folder(tmp_path / "other", "random_vit")
     with pytest.raises(NemesisError, match="another method"):
         nemesis.load(tmp_path / "other")
@@ -152,21 +234,14 @@ def test_an_exported_run_prepares_scans_as_the_run_does(tmp_path):
     assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
 
 
-@settings(max_examples=10, deadline=None)
-@given(st.integers(0, 2**31), st.sampled_from(["columns", "per_slice", "thinned", "uniform"]))
-def test_a_pasted_reconstruction_keeps_visible_voxels(seed, plane):
-    settings_ = {"patch": 4, "embed_dim": 32, "depth": 1, "heads": 2, "tokens": 4, "decoder_dim": 16, "decoder_depth": 1}
-    method = create("nemesis", {**settings_, "decoder_heads": 2, "plane_masking": plane}, 16)
-    voxels = torch.rand(2, 1, 16, 16, 16)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_pasted_error_is_the_masked_one_spread_over_the_whole(seed):
+    method = create("nemesis", NEMESIS, 16)
+    voxels = torch.rand(1, 1, 16, 16, 16)
     with torch.no_grad():
-        found = method.reconstruct(method.build().eval(), voxels, Keys.at(seed, 0, [0, 1]))
-    truth, hidden = voxels[0, 0], found.hidden[0, 0]
-    figures = measure(truth, hidden, found.prediction[0, 0], found.prediction[0, 0])
-    pasted = torch.where(hidden, found.prediction[0, 0], truth)
-    assert torch.equal(pasted[~hidden], truth[~hidden])
-    assert hidden.float().mean().item() == method.masking.hidden_share(method.architecture.grid)
-    # the pasted error is the masked one, spread over the whole: visible voxels add nothing
-    spread = figures[True, "masked", "psnr"] - 10 * np.log10(hidden.float().mean().item())
+        found = method.reconstruct(method.build().eval(), voxels, Keys.at(seed, 0, [0]))
+    figures = measure(voxels[0, 0], found.hidden[0, 0], found.prediction[0, 0], found.prediction[0, 0])
+    spread = figures[True, "masked", "psnr"] - 10 * np.log10(0.75)
     assert figures[True, "whole", "psnr"] == pytest.approx(spread, abs=1e-3)
 
 
@@ -178,6 +253,32 @@ def test_outputs_of_no_known_kind_are_refused_before_anything_is_read(tmp_path):
     run_folder(tmp_path / "run", "random_vit")
     with pytest.raises(NemesisError, match="does not reconstruct"):
         reconstruct(save(tmp_path / "s.nii.gz", body()), tmp_path / "run", tmp_path / "r.nii.gz", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("out", "what"),
+    [
+        ("folder.npz", r"folder\.npz: is a folder"),
+        ("folder.nii.gz", r"folder\.nii\.gz: is a folder"),
+        ("folder.pt", r"folder\.pt: is a folder"),
+        ("file/v.parquet", r"v\.parquet: cannot be written"),
+        ("file/deeper/r.nii", r"r\.nii: cannot be written"),
+        ("file/net.pt", r"net\.pt: cannot be written"),
+        ("file/net", r"card\.json: cannot be written"),
+    ],
+)
+def test_outputs_that_cannot_be_written_are_refused_before_anything_is_read(out, what, tmp_path):
+    none, path = tmp_path / "none", tmp_path / out
+    (tmp_path / "file").touch()
+    if "folder" in out:
+        path.mkdir()
+    if path.suffix in (".pt", ""):
+        call = partial(export, none, path)
+    else:
+        call = partial(reconstruct if ".nii" in out else embed, none, none, path, "cpu")
+    with pytest.raises(NemesisError, match=what) as error:
+        call()
+    assert "\n" not in str(error.value)
 
 
 def test_planning_with_nemesis_imports_no_torch():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from small_scans import RAS, REAL, body, organs, save
 
 from nemesis.data.phantom import make_subject
-from nemesis.data.readers import not_ct, read_labels, read_volume, resample
+from nemesis.data.readers import not_ct, read_labels, read_volume, resample, resample_onto
 from nemesis.errors import NemesisError
 
 ORIENTATIONS = ["".join(p) for axes in itertools.permutations(("LR", "PA", "IS")) for p in itertools.product(*axes)]
@@ -29,6 +29,7 @@ def test_any_orientation_of_storage_gives_the_house_axes(tmp_path, axes):
     volume = read_volume(save(tmp_path / "scan.nii", hu, axes))
     np.testing.assert_array_equal(volume.hu, hu)
     np.testing.assert_allclose(volume.affine, RAS, atol=1e-5)
+    np.testing.assert_allclose(volume.stored, nibabel.load(tmp_path / "scan.nii").affine)
     assert volume.spacing == pytest.approx((3.0, 2.0, 1.5))
     assert volume.hu.dtype == np.int16
     assert volume.hu.flags.c_contiguous
@@ -74,6 +75,14 @@ def test_a_fourth_axis_of_one_is_dropped_and_more_is_refused(tmp_path):
     np.testing.assert_array_equal(read_volume(tmp_path / "one.nii.gz").hu, body())
     nibabel.save(nibabel.Nifti1Image(np.repeat(array, 2, 3), RAS), tmp_path / "two.nii.gz")
     assert "is not a volume" in fault(read_volume, tmp_path / "two.nii.gz")
+
+
+def test_content_says_whether_it_is_compressed_not_the_name(tmp_path):
+    plain, packed = tmp_path / "plain.nii.gz", tmp_path / "packed.nii"
+    plain.write_bytes(save(tmp_path / "scan.nii", body()).read_bytes())
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    for path in (plain, packed):
+        np.testing.assert_array_equal(read_volume(path).hu, body())
 
 
 @pytest.mark.parametrize("kept", [0, 1, 5, 0.01, 0.5, 0.99, -1])
@@ -193,7 +202,7 @@ def test_faulty_label_maps_are_refused(tmp_path):
 def test_resampling_keeps_extent_place_and_labels(tmp_path):
     hu = body((24, 30, 20))
     labels = organs((24, 30, 20))
-    volume = read_volume(save(tmp_path / "scan.nii.gz", hu))
+    volume = read_volume(save(tmp_path / "scan.nii.gz", hu, "LPS"))
     new, moved = resample(volume, labels, (6.0, 2.0, 0.75))
     assert new.hu.shape == moved.shape == (12, 30, 40)
     assert new.hu.dtype == np.int16
@@ -206,6 +215,8 @@ def test_resampling_keeps_extent_place_and_labels(tmp_path):
         np.testing.assert_allclose(faces[0], faces[1], atol=1e-9)
     ramp = volume.hu.copy()
     ramp[:] = np.arange(24)[:, None, None] * 10
+    back = resample_onto(new, volume)
+    assert back.hu.shape == hu.shape and (back.spacing, back.stored.tolist()) == (volume.spacing, volume.stored.tolist())
     slope, _ = resample(type(volume)(ramp, volume.spacing, volume.affine), None, (6.0, 2.0, 1.5))
     np.testing.assert_array_equal(slope.hu[:, 0, 0], 5 + 20 * np.arange(12))
     assert resample(volume, labels, (3.0, 2.0, 1.5)) == (volume, labels)

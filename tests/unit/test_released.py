@@ -4,6 +4,7 @@ import json
 import logging
 import pickle
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -12,13 +13,17 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 import nemesis
+from nemesis.cli import app
+from nemesis.config import Preparation
 from nemesis.errors import NemesisError
 from nemesis.models.mae import MAEgic3DMAE, MAEgicDecoder, MAEgicEncoder
 from nemesis.models.masking import Masking, mask_of
-from nemesis.models.released import export_released
+from nemesis.models.released import export_released, load_released
 
+SMALL = {"superpatch_size": 16, "patch_size": 8, "embed_dim": 64, "depth": 1, "decoder_depth": 1}
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TINY = {"superpatch_size": 32, "patch_size": 8, "num_heads": 4, "decoder_num_heads": 4}
 
@@ -78,6 +83,25 @@ def test_the_calls_of_the_released_class():
         MAEgic3DMAE(pos_encoding_type="rotary")
 
 
+def test_noise_reaches_the_network_and_not_the_target():
+    torch.manual_seed(0)
+    model, x = MAEgic3DMAE(**SMALL, dropout=0.0).eval(), torch.rand(2, 1, 16, 16, 16)
+    hidden = torch.tensor([True, False] * 4).expand(2, -1)
+    with torch.no_grad():
+        losses, reconstruction, _, noisy = model(x, noise_std=0.5, mask=hidden)
+        assert torch.equal(model(noisy, mask=hidden)[1], reconstruction)
+        assert not torch.allclose(model(x, mask=hidden)[1], reconstruction, atol=1e-2)
+    assert losses["full_mse"].item() == pytest.approx((reconstruction - x).square().mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"dropout": 1.0}, {"dropout": -0.1}, {"superpatch_size": 0}, {"superpatch_size": (16, -16, 16)}, {"patch_size": -8}]
+)
+def test_no_network_is_made_of_impossible_values(wrong):
+    with pytest.raises(ValueError, match="is not a size" if "dropout" not in wrong else r"is not in \[0, 1\)"):
+        MAEgic3DMAE(**{**SMALL, **wrong})
+
+
 def test_voxels_of_another_size_are_refused():
     model = MAEgic3DMAE(superpatch_size=32, patch_size=8, embed_dim=64, depth=1, decoder_depth=1).eval()
     for shape in ((1, 1, 64, 64, 64), (1, 1, 16, 64, 32), (1, 2, 32, 32, 32)):
@@ -105,6 +129,20 @@ def test_the_encoder_loads_strictly_or_not_at_all(strict):
     del weights["encoder.norm.bias"]
     with pytest.raises(RuntimeError, match=r"encoder\.norm\.bias"):
         MAEgic3DMAE(**config).load_state_dict(weights, strict=strict)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(("heads", "lost", "message"), [(5, "none", "another decoder"), (4, "encoder.norm.bias", "encoder")])
+def test_weights_that_do_not_fit_leave_the_decoder_as_it_was(heads, lost, message, strict):
+    width = 4 * heads  # another than the file's, 64
+    model = MAEgic3DMAE(**SMALL, decoder_embed_dim=width, decoder_num_heads=heads)
+    architecture, decoder = model.architecture, model.decoder
+    weights = MAEgic3DMAE(**SMALL).state_dict()
+    weights.pop(lost, None)
+    with warnings.catch_warnings(action="ignore"), pytest.raises(RuntimeError, match=message):
+        model.load_state_dict(weights, strict=strict)
+    assert model.architecture == architecture and model.decoder is decoder
+    assert model.eval()(torch.rand(1, 1, 16, 16, 16))[1].shape == (1, 1, 16, 16, 16)
 
 
 def test_load_reads_a_released_checkpoint_and_says_what_it_assumes(caplog):
@@ -136,6 +174,49 @@ def test_load_believes_the_file_s_own_config_and_harmless_extras(tmp_path, caplo
     assert "num_heads" not in caplog.text and "superpatch_size" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("name", "config", "told", "ratio"),
+    [
+        ("MAE_48_0.25.pt", {"spatial_mask_ratio": 0.3, "depth_mask_ratio": 0.3}, 0.6, 0.6),
+        ("MAE_48_0.25.pt", {"spatial_mask_ratio": 0.3, "depth_mask_ratio": 0.3}, None, 0.3),
+        ("MAE_48_0.25.pt", {}, None, 0.25),
+        ("MAE_48_0.25.pt", {}, 0.0, 0.0),
+        ("w.pt", {}, None, 0.5),
+    ],
+)
+def test_the_mask_ratio_is_the_argument_s_else_the_config_s_else_the_name_s(name, config, told, ratio, tmp_path, caplog):
+    _, tensors = fixture("official_tiny")
+    torch.save({"model_state_dict": part(tensors, "weight."), "config": config}, tmp_path / name)
+    masking = nemesis.load(tmp_path / name, **TINY, spatial_mask_ratio=told, depth_mask_ratio=told).encoder.masking
+    assert (masking.plane_ratio, masking.axis_ratio) == (ratio, ratio)
+    assert ("spatial_mask_ratio 0.5" in caplog.text) == (name == "w.pt")
+
+
+def test_arguments_of_load_win_over_the_file_s_config(tmp_path):
+    _, tensors = fixture("official_tiny")
+    torch.save({"model_state_dict": part(tensors, "weight."), "config": {**TINY, "dropout": 0.3}}, tmp_path / "w.pt")
+    said = nemesis.load(tmp_path / "w.pt").architecture
+    other = {"superpatch_size": (16, 32, 64), "num_heads": 2, "decoder_num_heads": 6, "dropout": 0.0}
+    told = nemesis.load(tmp_path / "w.pt", **other).architecture
+    assert (said.superpatch, said.heads, said.decoder_heads, said.dropout) == ((32, 32, 32), 4, 4, 0.3)
+    assert (told.superpatch, told.heads, told.decoder_heads, told.dropout) == ((16, 32, 64), 2, 6, 0.0)
+
+
+def test_the_command_line_tells_what_the_tensors_do_not(tmp_path):
+    _, tensors = fixture("official_tiny")
+    torch.save({"model_state_dict": part(tensors, "weight.")}, tmp_path / "w.pt")
+    words = ["export", "--weights", tmp_path / "w.pt", "--out", tmp_path / "net", "--heads", "4", "--decoder-heads", "4"]
+    result = CliRunner().invoke(app, [*map(str, words), "--superpatch", "16,32,64", "--patch", "8", "--mask-ratio", "0.25"])
+    assert result.exit_code == 0, result.output
+    model = nemesis.load(tmp_path / "net")
+    assert (model.architecture.superpatch, model.architecture.patch) == ((16, 32, 64), (8, 8, 8))
+    assert model.encoder.masking == Masking("thinned", "random", 0.25, 0.25)
+    for option in ("--superpatch", "--patch"):
+        for size in ("16,16", "0", "a", "8,-8,8", "1.5", ""):
+            error = CliRunner().invoke(app, [*map(str, words), option, size]).exception
+            assert str(error) == f"{option}: '{size}' is no size. Give one number of voxels, or three as D,H,W."
+
+
 def test_sizes_that_do_not_fit_are_told():
     with pytest.raises(NemesisError, match="embed_dim 48 is not divisible by tokens × heads"):
         nemesis.load(FIXTURES / "official_tiny.pt")  # the released 8 heads
@@ -143,6 +224,9 @@ def test_sizes_that_do_not_fit_are_told():
         nemesis.load(FIXTURES / "official_tiny.pt", num_heads=0)
     with pytest.raises(NemesisError, match="is not a size"):
         nemesis.load(FIXTURES / "official_tiny.pt", superpatch_size=(32, 32))
+    for size in (0, -32, (32, 0, 32)):
+        with pytest.raises(NemesisError, match="is not a size"):
+            nemesis.load(FIXTURES / "official_tiny.pt", **{**TINY, "superpatch_size": size})
     with pytest.raises(NemesisError, match="8 slices of 64 voxels"):
         nemesis.load(FIXTURES / "official_tiny.pt", **{**TINY, "patch_size": (8, 4, 4)})
 
@@ -170,6 +254,37 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path):
     assert not ran.exists()
 
 
+@pytest.mark.parametrize("call", ["torch.hub.load", "torch.compile", "collections.namedtuple"])
+def test_functions_beside_tensors_and_dicts_are_code(call, tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(call, lambda *arguments: ran.append(arguments))
+    module, name = call.rsplit(".", 1)
+    plain = f"c{module}\n{name}\n(S'a'\ntR.".encode()
+    framed = b"\x80\x04" + b"".join(b"\x8c" + bytes([len(word)]) + word.encode() for word in (module, name)) + b"\x93)R."
+    with zipfile.ZipFile(tmp_path / "zip.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", plain)
+        archive.writestr("archive/version", "3\n")
+    (tmp_path / "plain.pt").write_bytes(plain)
+    (tmp_path / "framed.pt").write_bytes(framed)
+    for file in ("zip.pt", "plain.pt", "framed.pt"):
+        with pytest.raises(NemesisError, match=rf"carries code \({call}\), which was not run"):
+            load_released(tmp_path / file)
+    assert not ran
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_truncated_file_with_numpy_s_scalars_is_said_to_be_truncated(new, tmp_path):
+    state = torch.load(FIXTURES / "official_tiny.pt", weights_only=True)["model_state_dict"]
+    content = {"best_val_loss": np.float64(0.1), "epoch": np.int64(3), "seen": np.arange(3), "model_state_dict": state}
+    torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=new)
+    nemesis.load(tmp_path / "w.pt", **TINY)
+    whole = (tmp_path / "w.pt").read_bytes()
+    for kept in (0.1, 0.5, 0.99):
+        (tmp_path / "w.pt").write_bytes(whole[: int(kept * len(whole))])
+        with pytest.raises(NemesisError, match="is truncated"):
+            nemesis.load(tmp_path / "w.pt", **TINY)
+
+
 def test_files_that_are_something_else_are_refused_in_one_sentence(tmp_path):
     whole = (FIXTURES / "official_tiny.pt").read_bytes()
     (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
@@ -181,6 +296,8 @@ def test_files_that_are_something_else_are_refused_in_one_sentence(tmp_path):
     with zipfile.ZipFile(tmp_path / "archive.pt", "w") as archive:
         archive.writestr("a", "b")
     torch.save({"model_state_dict": {3: torch.zeros(1)}}, tmp_path / "keys.pt")
+    prepared = {"config": {"preparation": {"hu_window": 3}}}
+    torch.save({**torch.load(FIXTURES / "official_tiny.pt", weights_only=True), **prepared}, tmp_path / "prepared.pt")
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1
     (tmp_path / "flipped.pt").write_bytes(flipped)
@@ -198,7 +315,8 @@ def test_files_that_are_something_else_are_refused_in_one_sentence(tmp_path):
 def test_what_is_exported_loads_as_released(tmp_path):
     torch.manual_seed(0)
     config, tensors = fixture("official_tiny")
-    model = MAEgic3DMAE(**{**config, "spatial_mask_ratio": 0.25, "depth_mask_ratio": 0.75})
+    model = MAEgic3DMAE(**{**config, "spatial_mask_ratio": 0.25, "depth_mask_ratio": 0.75, "dropout": 0.3})
+    model.preparation = Preparation(spacing_mm=(3.0, 1.0, 1.5), hu_window=(-100.0, 300.0))
     export_released(model, tmp_path / "out.pt", epoch=3, val_loss=0.5)
     content = torch.load(tmp_path / "out.pt", weights_only=True)
     released = torch.load(FIXTURES / "official_tiny.pt", weights_only=True)
@@ -208,6 +326,7 @@ def test_what_is_exported_loads_as_released(tmp_path):
     }
     again = nemesis.load(tmp_path / "out.pt")
     assert (again.encoder.masking.plane_ratio, again.encoder.masking.axis_ratio) == (0.25, 0.75)
+    assert again.architecture.dropout == 0.3 and again.preparation == model.preparation
     with torch.no_grad():
         assert torch.equal(again.encoder(tensors["input"])[0], model.eval().encoder(tensors["input"])[0])
 
@@ -220,7 +339,12 @@ def test_only_the_official_architecture_is_exported(tmp_path):
         network = create("nemesis", {**sizes, **other}, 16).build()
         with pytest.raises(NemesisError, match="preset: official"):
             export_released(MAEgic3DMAE.of(network.architecture), tmp_path / "out.pt")
-    several = MAEgic3DMAE(superpatch_size=16, patch_size=8, in_channels=4, embed_dim=64, depth=1, decoder_depth=1)
+    official = MAEgic3DMAE(**SMALL).architecture
+    for strategy in ("columns", "per_slice", "uniform"):
+        with pytest.raises(NemesisError, match=f"`plane_masking: {strategy}`; the released code knows thinned only"):
+            export_released(MAEgic3DMAE.of(official, Masking(strategy)), tmp_path / "out.pt")
+    assert not (tmp_path / "out.pt").exists()
+    several = MAEgic3DMAE(**SMALL, in_channels=4)
     export_released(several, tmp_path / "out.pt")
     assert nemesis.load(tmp_path / "out.pt").architecture.channels == 4
 
@@ -244,6 +368,30 @@ def test_a_saved_network_comes_back_from_its_folder(preset, tmp_path):
     (tmp_path / "net/card.json").write_text(json.dumps({**card, "architecture": {**card["architecture"], "streams": "none"}}))
     with pytest.raises(NemesisError, match="no card of a NEMESIS network"):
         MAEgic3DMAE.from_pretrained(tmp_path / "net")
+
+
+def test_a_damaged_folder_is_refused_in_one_sentence(tmp_path):
+    MAEgic3DMAE(**SMALL).save_pretrained(tmp_path)
+    card, weights = json.loads((tmp_path / "card.json").read_text()), (tmp_path / "model.safetensors").read_bytes()
+    architecture, masking = card["architecture"], card["masking"]
+    damaged = [
+        *({"architecture": {k: v for k, v in architecture.items() if k != name}} for name in architecture),
+        *({"masking": {k: v for k, v in masking.items() if k != name}} for name in masking),
+        {"architecture": {**architecture, "superpatch": [0, 16, 16]}},
+        {"architecture": {**architecture, "patch": [8, 8, -8]}},
+        {"preparation": {"hu_window": 3}},
+    ]
+    for change in damaged:
+        (tmp_path / "card.json").write_text(json.dumps({**card, **change}))
+        with pytest.raises(NemesisError, match=r"card\.json: is no card of a NEMESIS network \(.+\)") as error:
+            nemesis.load(tmp_path)
+        assert "\n" not in str(error.value)
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    for content in (b"", weights[:7], weights[: len(weights) // 2], weights[:8] + b"x" + weights[9:]):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        with pytest.raises(NemesisError, match=r"model\.safetensors: is not a readable safetensors checkpoint") as error:
+            nemesis.load(tmp_path)
+        assert "\n" not in str(error.value)
 
 
 class Hub:
