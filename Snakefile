@@ -8,13 +8,16 @@ min_version("9.3")
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/pretrain.smk"
+include: "workflow/rules/sweep.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/notebooks.smk"
 
 
 wildcard_constraints:
     run="[a-z0-9_]+-s[0-9]+-[0-9a-f]{12}",
     dataset="[A-Za-z0-9_-]+",
+    notebook="[a-z_]+",
 
 
 rule all:
@@ -22,6 +25,8 @@ rule all:
     input:
         TABLE_FILES,
         FIGURE_FILES,
+        NOTEBOOK_FILES,
+        GRID_FILES,
         f"{FOLDER}/report/index.html",
         f"{FOLDER}/tracking.json",
 

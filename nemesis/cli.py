@@ -11,31 +11,42 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import yaml
 
 from nemesis.errors import Fault, NemesisError
+from nemesis.models.architecture import Size, triple
+
+if TYPE_CHECKING:
+    from nemesis.models.released import Told
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n\n")[0])
 data_app = typer.Typer(no_args_is_help=True, help="Raw scans: check them, ingest them.")
 report_app = typer.Typer(no_args_is_help=True, help="Tables, figures, the page, MLflow: from what the jobs measured.")
 app.add_typer(data_app, name="data")
+sweep_app = typer.Typer(no_args_is_help=True, help="Embedding width × mask ratio: search it, or show a grid to Optuna.")
 app.add_typer(report_app, name="report")
+app.add_typer(sweep_app, name="sweep")
 
 Spec = Annotated[str, typer.Argument(help="JSON text, or a JSON file", show_default=False)]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+LoaderWorkers = Annotated[int, typer.Option(help="Processes that cut crops")]
+StateEvery = Annotated[int, typer.Option(help="Steps between saved states")]
 Weights = Annotated[
     Path, typer.Option(help="Released checkpoint (.pt), run folder (results/runs/<run>), or folder or hub name of `export`")
 ]
-Superpatch = Annotated[int | None, typer.Option(help="Edge in voxels, where a released checkpoint's is not 128")]
+Superpatch = Annotated[
+    str | None, typer.Option(help="Edge in voxels, or three as D,H,W, where a released checkpoint's is not 128")
+]
 PrecisionOption = Annotated[
     Literal["32-true", "bf16-mixed", "auto"], typer.Option(help="auto is bf16 where the device computes it")
 ]
-Patch = Annotated[int | None, typer.Option(help="Edge in voxels, where a released checkpoint's tensors do not tell it")]
+Patch = Annotated[str | None, typer.Option(help="The same of its patches, where its tensors do not tell them")]
 Heads = Annotated[int | None, typer.Option(help="Attention heads, where a released checkpoint's are not 8")]
 DecoderHeads = Annotated[int | None, typer.Option(help="The same of its decoder")]
+MaskRatio = Annotated[float | None, typer.Option(help="On either axis, where neither its file nor its name says it")]
 ConfigFiles = Annotated[list[Path] | None, typer.Option("--configfile", help="Configuration; default config/config.yaml")]
 Overrides = Annotated[list[str] | None, typer.Option("--config", help="A key to override, as key=value")]
 
@@ -66,16 +77,19 @@ def plan(
     configfile: ConfigFiles = None,
     config: Overrides = None,
     cores: Annotated[int, typer.Option(help="Cores to plan for")] = os.cpu_count() or 1,
+    tflops: Annotated[
+        float, typer.Option(min=0.001, help="TFLOP/s that a GPU sustains, for jobs that nothing recorded covers")
+    ] = 20.0,
     record: Annotated[bool, typer.Option("--record", help="Keep what this finished experiment took, for later plans")] = False,
 ) -> None:
-    """What will run, about how long, and how much disk and memory it takes; nothing is computed."""
+    """What will run, about how long, and how much disk and memory it takes; nothing is computed, and scans may be missing yet."""
     from nemesis import planning
 
     paths, overrides = configfile or [Path("config/config.yaml")], parse_overrides(config or [])
     if record:
         planning.record(paths, overrides)
     else:
-        planning.print_plan(paths, overrides, cores)
+        planning.print_plan(paths, overrides, cores, tflops)
 
 
 @app.command()
@@ -133,13 +147,15 @@ def pretrain(
     pool: Annotated[Path, typer.Option(help="Pretraining pool")],
     index: Annotated[Path, typer.Option(help="Table of the checked scans")],
     device: Device = "auto",
-    workers: Annotated[int, typer.Option(help="Processes that cut crops")] = 0,
-    state_every: Annotated[int, typer.Option(help="Steps between saved states")] = 100,
+    workers: LoaderWorkers = 0,
+    state_every: StateEvery = 100,
+    track: Annotated[str | None, typer.Option(help="MLflow experiment that shows the curve while it grows")] = None,
+    label: Annotated[str | None, typer.Option(help="What the run is called there")] = None,
 ) -> None:
     """Train one run, or go on where it was interrupted; IDENTITY is what its weights depend on."""
     from nemesis.training.pretrain import pretrain as run
 
-    run(read_spec(identity), folder, pool, index, device, workers, state_every)
+    run(read_spec(identity), folder, pool, index, device, workers, state_every, track=track, label=label)
 
 
 @app.command()
@@ -173,11 +189,12 @@ def embed(
     patch: Patch = None,
     heads: Heads = None,
     decoder_heads: DecoderHeads = None,
+    mask_ratio: MaskRatio = None,
 ) -> None:
     """A vector per superpatch of a scan, with its position in millimetres."""
     from nemesis.pretrained import embed as run
 
-    n = run(scan, weights, out, device, precision, **_sizes(superpatch, patch, heads, decoder_heads))
+    n = run(scan, weights, out, device, precision, **_told(superpatch, patch, heads, decoder_heads, mask_ratio))
     print(f"{n} superpatches → {out}")
 
 
@@ -194,11 +211,12 @@ def reconstruct(
     patch: Patch = None,
     heads: Heads = None,
     decoder_heads: DecoderHeads = None,
+    mask_ratio: MaskRatio = None,
 ) -> None:
     """A scan as the network reconstructs it, stitched, in HU, with the scan's affine."""
     from nemesis.pretrained import reconstruct as run
 
-    run(scan, weights, out, device, precision, masked, seed, **_sizes(superpatch, patch, heads, decoder_heads))
+    run(scan, weights, out, device, precision, masked, seed, **_told(superpatch, patch, heads, decoder_heads, mask_ratio))
     print(out)
 
 
@@ -210,21 +228,81 @@ def export(
     patch: Patch = None,
     heads: Heads = None,
     decoder_heads: DecoderHeads = None,
+    mask_ratio: MaskRatio = None,
 ) -> None:
     """A NEMESIS network for use elsewhere."""
+    from nemesis.files import check_writable
     from nemesis.models.released import export_released
     from nemesis.pretrained import load
 
-    model = load(weights, **_sizes(superpatch, patch, heads, decoder_heads))
-    if out.suffix in (".pt", ".pth"):
+    released = out.suffix in (".pt", ".pth")
+    check_writable(out if released else out / "card.json")
+    model = load(weights, **_told(superpatch, patch, heads, decoder_heads, mask_ratio))
+    if released:
         export_released(model, out)
     else:
         model.save_pretrained(out, {"source": str(weights)})
     print(out)
 
 
-def _sizes(superpatch: int | None, patch: int | None, heads: int | None, decoder_heads: int | None) -> dict[str, Any]:
-    return {"superpatch_size": superpatch, "patch_size": patch, "num_heads": heads, "decoder_num_heads": decoder_heads}
+def _told(
+    superpatch: str | None, patch: str | None, heads: int | None, decoder_heads: int | None, mask_ratio: float | None
+) -> Told:
+    return {
+        "superpatch_size": _size("--superpatch", superpatch),
+        "patch_size": _size("--patch", patch),
+        "num_heads": heads,
+        "decoder_num_heads": decoder_heads,
+        "spatial_mask_ratio": mask_ratio,
+        "depth_mask_ratio": mask_ratio,
+    }
+
+
+def _size(option: str, text: str | None) -> Size | None:
+    if text is None:
+        return None
+    numbers = [int(n) if n.strip().isdecimal() else 0 for n in text.split(",")]
+    try:
+        return triple(numbers * 3 if len(numbers) == 1 else numbers)
+    except ValueError:
+        raise NemesisError(Fault(option, f"'{text}' is no size", "Give one number of voxels, or three as D,H,W.")) from None
+
+
+@sweep_app.command()
+def search(
+    spec: Spec,
+    processes: Annotated[int, typer.Option(help="Trials at the same time, each a process")] = 1,
+    device: Device = "auto",
+    workers: LoaderWorkers = 0,
+    state_every: StateEvery = 100,
+) -> None:
+    """Run an adaptive sweep to its end, or go on with it, and evaluate its best run."""
+    from nemesis.sweep.search import search_sweep as run
+
+    run(read_spec(spec), processes, device, workers, state_every)
+
+
+@sweep_app.command()
+def work(spec: Spec, device: Device = "auto", workers: LoaderWorkers = 0, state_every: StateEvery = 100) -> None:
+    """Take trials of an adaptive sweep until all have ended: one of the processes that `search` starts."""
+    from nemesis.sweep.search import Search
+
+    Search(read_spec(spec), device, workers, state_every).work()
+
+
+@sweep_app.command()
+def study(spec: Spec, collected: Path, out: Path) -> None:
+    """Rebuild the Optuna study of a grid from its rows."""
+    from nemesis.sweep.study import rebuild_study as run
+
+    run(read_spec(spec), collected, out)
+
+
+def read_report_spec(text: str) -> dict[str, Any]:
+    """:func:`read_spec` for the jobs of the report, with what no plan could know."""
+    from nemesis.report.collect import with_best
+
+    return with_best(read_spec(text))
 
 
 @report_app.command()
@@ -232,7 +310,7 @@ def collect(spec: Spec, out: Path) -> None:
     """Gather rows, predictions, curves and timings."""
     from nemesis.report.collect import collect as run
 
-    run(read_spec(spec), out)
+    run(read_report_spec(spec), out)
 
 
 @report_app.command()
@@ -240,7 +318,7 @@ def tables(spec: Spec, collected: Path, out: Path) -> None:
     """Print the tables as CSV, Markdown, LaTeX and HTML."""
     from nemesis.report.tables import print_tables as run
 
-    run(read_spec(spec), collected, out)
+    run(read_report_spec(spec), collected, out)
 
 
 @report_app.command()
@@ -248,7 +326,7 @@ def figures(spec: Spec, collected: Path, printed: Path, out: Path) -> None:
     """Draw the figures."""
     from nemesis.report.figures import draw_figures as run
 
-    run(read_spec(spec), collected, printed, out)
+    run(read_report_spec(spec), collected, printed, out)
 
 
 @report_app.command()
@@ -256,16 +334,28 @@ def page(spec: Spec, printed: Path, drawn: Path, out: Path) -> None:
     """Write the self-contained page."""
     from nemesis.report.page import write_page as run
 
-    run(read_spec(spec), printed, drawn, out)
+    run(read_report_spec(spec), printed, drawn, out)
 
 
 @report_app.command()
-def track(spec: Spec, collected: Path, printed: Path, drawn: Path, page: Path, out: Path) -> None:
-    """Replay everything into MLflow."""
-    from nemesis.tracking import log_tracking as run
+def notebook(
+    experiment: Annotated[Path, typer.Argument(help="results/<experiment>, or an experiment-….json in it")],
+    notebook: Annotated[Path, typer.Argument(help="notebooks/<name>.ipynb")],
+    out: Annotated[Path, typer.Argument(help="HTML file to write")],
+) -> None:
+    """Execute a notebook on a finished experiment; text, code and results as one self-contained page."""
+    from nemesis.report.notebooks import run_notebook as run
 
-    artifacts = {"tables": printed, "figures": drawn, "page": page}
-    run(read_spec(spec), collected, artifacts, Path("results"), out)
+    run(experiment, notebook, out)
+
+
+@report_app.command()
+def track(spec: Spec, collected: Path, printed: Path, drawn: Path, notebooks: Path, page: Path, out: Path) -> None:
+    """Replay everything into MLflow."""
+    from nemesis.tracking.replay import log_tracking as run
+
+    artifacts = {"tables": printed, "figures": drawn, "notebooks": notebooks, "page": page}
+    run(read_report_spec(spec), collected, artifacts, Path("results"), out)
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ BTCV_LABELS = {
 SHARED_FOLDERS = ("data", "mlartifacts", "pools", "runs")  # of results/
 PROBE_ORGANS = ["aorta", "gallbladder", "spleen", "left kidney", "right kidney", "liver", "stomach", "pancreas"]
 MIN_EVALUATION_PATIENTS = 3  # with fewer, no fold leaves two patients to train on
+MIN_PATIENTS_FOR_SELECTION = 5  # training patients; with fewer there is no inner validation
 
 
 def key(default: Any, description: str, unit: str = "–", **constraints: Any) -> Any:
@@ -100,12 +101,19 @@ class PhantomCohort(Section):
     base_spacing_mm: float = key(5.0, "Voxel size around which each subject's own spacing varies", "mm", gt=0)
 
 
+ROOT = "Folder of the {}, inside data_root where that is set, else inside the working folder; null takes data_root itself"
+EXPECTED = (
+    "Scans of the set as published: while its folder is not there, a dry run and `nemesis plan` go on with so many stand-ins"
+)
+
+
 class NiftiFolder(Section):
     """A folder of NIfTI scans, with or without label maps."""
 
     reader: Literal["nifti"]
     name: str = key(..., "Name used in tables and folders", pattern=r"^[A-Za-z0-9_-]+$")
-    root: str | None = key(None, "Folder of the scans, relative to the working folder; null takes data_root", "path")
+    root: str | None = key(None, ROOT.format("scans"), "path")
+    expected: int | None = key(None, EXPECTED, "scans", ge=1)
     image: str = key("{case}/image.nii.gz", "Where a case's scan lies under the root; {case} stands for its name", "path")
     labels: dict[Literal["exhaustive", "partial", "pseudo"], str] = key(
         {},
@@ -128,23 +136,29 @@ class NnunetFolder(Section):
 
     reader: Literal["nnunet"]
     name: str = key(..., "Name used in tables and folders", pattern=r"^[A-Za-z0-9_-]+$")
-    root: str | None = key(None, "Folder that holds dataset.json; null takes data_root", "path")
+    root: str | None = key(None, ROOT.format("dataset.json"), "path")
+    expected: int | None = key(None, EXPECTED, "scans", ge=1)
 
 
 Dataset = Annotated[PhantomCohort | NiftiFolder | NnunetFolder, Field(discriminator="reader")]
+PerDataset = dict[str, Annotated[int, Field(ge=0)] | Literal["all"]]  # dataset → patients
 
 
 class Pools(Section):
     """Patients are split once, into a pretraining pool and an evaluation pool."""
 
     seed: int = key(0, "Seed of the split", ge=0)
-    evaluation: int | list[str] = key(
+    evaluation: int | list[str] | PerDataset = key(
         ...,
-        "Evaluation patients: how many (drawn by seed among patients with exhaustive or partial labels) or a list of names",
+        "Evaluation patients: how many (drawn by seed among patients with exhaustive or partial labels), how many or `all` of "
+        "each dataset that is named, or a list of names",
         "patients",
     )
-    pretraining: int | list[str] | None = key(
-        None, "Pretraining patients among the rest: how many, a list of names, or null for all", "patients"
+    pretraining: int | list[str] | PerDataset | None = key(
+        None,
+        "Pretraining patients among the rest: how many, how many or `all` of each dataset that is named, a list of names, or "
+        "null for all",
+        "patients",
     )
     transductive: bool = key(False, "Let the pretraining pool hold the evaluation patients too; every table says so")
 
@@ -218,6 +232,7 @@ class Reconstruction(Section):
     """How reconstructions are judged and drawn."""
 
     mask_seed: int = key(0, "Seed of the fixed evaluation masks", ge=0)
+    unmasked: bool = key(True, "Reconstruct from the whole input, too, for half of the time; sweep and ablations never do")
     stitched: list[str] = key(
         [],
         "Evaluation cases (dataset/case) to reconstruct as whole stitched volumes; the first also gives the figure. "
@@ -241,11 +256,61 @@ class Reconstruction(Section):
         return self.stitched or list(pool[:1])
 
 
+class Search(Section):
+    """An adaptive sweep: TPE proposes the next point, median pruning gives up what falls behind."""
+
+    trials: int = key(20, "Trials that are finished or pruned in the end", "trials", ge=1)
+    workers: int = key(2, "Trials at the same time, each a process with the training's threads", "processes", ge=1)
+    startup: int = key(5, "Trials at random points before TPE proposes and before anything is pruned", "trials", ge=0)
+    rungs: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Different] = key(
+        [0.25, 0.5], "Shares of the steps at which a trial's inner validation score is told to the pruner", "(0, 1)"
+    )
+    seed: int = key(0, "Seed of the proposals", ge=0)
+
+
+class Sweep(Section):
+    """Embedding width × mask ratio of one method on the NEMESIS network (NEMESIS Table V)."""
+
+    method: str = key("NEMESIS", "Label (or name) of the entry of `methods` that is varied")
+    embed_dims: Annotated[list[Annotated[int, Field(ge=1)]], Different] = key(
+        [384, 576, 768], "Widths E of a token", "numbers", min_length=1
+    )
+    mask_ratios: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Different] = key(
+        [0.25, 0.5, 0.75],
+        "Shares r that are hidden within planes and along the axis alike, in all 1 − (1 − r)² of the tokens; a search takes "
+        "steps of 0.05 from the smallest to the largest",
+        "(0, 1)",
+        min_length=1,
+    )
+    seeds: Annotated[list[Seed], Different] | None = key(None, "Seeds of every cell; null takes the common list")
+    pretraining: dict[str, Any] = key({}, "Keys of `pretraining` that differ in the sweep, say its steps")
+    search: Search | None = key(None, "An adaptive search in place of the grid; null computes every cell")
+
+
+class Variant(Section):
+    """One row of the ablation table: what differs from the method as configured."""
+
+    label: str = key(..., "Name to print")
+    group: str = key(..., "What is varied: rows of one group stand together, say `masking`")
+    settings: dict[str, Any] = key({}, "The method's keys that differ")
+    superpatch: int | None = key(None, "Edge of the superpatch, where it differs", "voxels", ge=8)
+    pretraining: dict[str, Any] = key({}, "Keys of `pretraining` that differ")
+
+
+class Ablations(Section):
+    """Variants of one method, each trained and judged alike (NEMESIS Table IV and Figure 5)."""
+
+    method: str = key("NEMESIS", "Label (or name) of the entry of `methods` that is varied; as configured it is the first row")
+    seeds: Annotated[list[Seed], Different] | None = key(None, "Seeds of every variant; null takes the common list")
+    pretraining: dict[str, Any] = key({}, "Keys of `pretraining` that differ in all ablations, say their steps")
+    variants: list[Variant] = key(..., "What is varied", min_length=1)
+
+
 class Config(Section):
     """The whole experiment."""
 
     experiment: str = key(..., "Name of the experiment: its results lie in results/<experiment>/", pattern=r"^[A-Za-z0-9_-]+$")
-    data_root: str | None = key(None, "Folder of the raw scans, for datasets that name no root of their own", "path")
+    data_root: str | None = key(None, "Folder of the raw scans, in which the datasets' own roots lie", "path")
     exclude: list[str] = key([], "Cases (dataset/case) to go on without", "cases")
     datasets: list[Dataset] = key(..., "Where the scans come from", min_length=1)
     preparation: Preparation = key(Preparation(), "How a scan becomes numbers in [0, 1]")
@@ -261,12 +326,25 @@ class Config(Section):
     pretraining: Pretraining = key(Pretraining(), "The recipe shared by all methods")
     probe: Probe = key(Probe(), "How frozen encoders are judged")
     reconstruction: Reconstruction = key(Reconstruction(), "How reconstructions are judged and drawn")
+    sweep: Sweep | None = key(None, "Embedding width × mask ratio; null leaves it out")
+    ablations: Ablations | None = key(None, "Variants of one method; null leaves them out")
     device: Literal["auto", "cpu", "cuda"] = key("auto", "Where networks run; auto takes a GPU where there is one")
     loader_workers: int = key(0, "Processes that cut crops beside a training process; never changes results", "processes", ge=0)
     state_every: int = key(
         100, "Steps between two saved states that an interrupted training resumes from, rounded up to a multiple of 10", "steps",
         ge=1,
     )  # fmt: skip
+
+    @property
+    def largest_superpatch(self) -> int:
+        """The largest edge that anything is trained on: a scan that yields no crop of it is refused."""
+        variants = self.ablations.variants if self.ablations else []
+        return max([self.superpatch, *(variant.superpatch for variant in variants if variant.superpatch)])
+
+    @property
+    def search(self) -> Search | None:
+        """The adaptive search, where the sweep is one."""
+        return self.sweep.search if self.sweep else None
 
     @model_validator(mode="after")
     def _experiment_takes_no_shared_folder(self) -> Config:
@@ -378,6 +456,7 @@ def _fault(where: str, error: Mapping[str, Any]) -> Fault:
 
 SECTIONS: tuple[type[Section], ...] = (
     Config, PhantomCohort, NiftiFolder, NnunetFolder, Preparation, Pools, MethodEntry, Pretraining, Probe, Reconstruction,
+    Sweep, Search, Ablations, Variant,
 )  # fmt: skip
 
 

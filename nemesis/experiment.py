@@ -1,28 +1,57 @@
 """The plan of an experiment: what the workflow needs to know of it before anything runs.
 
 Made from the configuration and a listing of the scans; no pixel is read and no network imported. Small files that say what the
-jobs depend on (manifests, pools, the experiment itself) are written on the way, and only where their content changed.
+jobs depend on (manifests, pools, the experiment itself) are written on the way, and only where their content changed. Where a
+dry run has stand-ins for scans that are not there yet, they are written outside the results and vanish with the process.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
+import math
+import shutil
+import sys
+import tempfile
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import nemesis.data
 import nemesis.evaluation
 import nemesis.report
-from nemesis.config import MIN_EVALUATION_PATIENTS, Config, Dataset, merged, without_unknown_keys
-from nemesis.data.cases import SCORED_KINDS, Case, check_organs, label_numbers, list_cases, write_manifest
+import nemesis.sweep
+from nemesis.config import (
+    MIN_EVALUATION_PATIENTS,
+    MIN_PATIENTS_FOR_SELECTION,
+    Config,
+    Dataset,
+    NiftiFolder,
+    NnunetFolder,
+    PhantomCohort,
+    Probe,
+    Reconstruction,
+    merged,
+    without_unknown_keys,
+)
+from nemesis.data.cases import (
+    SCORED_KINDS,
+    Case,
+    check_organs,
+    expected_numbers,
+    label_numbers,
+    list_cases,
+    stand_ins,
+    write_manifest,
+)
 from nemesis.data.pools import split, write_pool
 from nemesis.errors import Fault, NemesisError
 from nemesis.files import digest, write_text_if_changed
 from nemesis.method import find
-from nemesis.runs import Run, plan_runs
+from nemesis.runs import Run, plan_runs, search_template
 
 RESOURCES = ("device", "loader_workers", "state_every", "data_root")  # keys that no number depends on
 
@@ -37,6 +66,7 @@ class PlannedDataset:
     label_numbers: dict[str, int]
     folder: Path
     manifest: Path
+    absent: bool = False  # its cases are stand-ins
 
     @property
     def verdicts(self) -> Path:
@@ -56,6 +86,7 @@ class Experiment:
     pretraining_pool: Path
     evaluation_pool: Path
     runs: list[Run]
+    inputs: Path | None = None  # where the files lie that planning writes; None: among the results
 
     @property
     def folder(self) -> Path:
@@ -68,8 +99,13 @@ class Experiment:
         return self.folder / "data" / "index.parquet"
 
     def run(self, run_id: str) -> Run:
-        """The run of that id."""
+        """The run of that id; where several parts ask for it, the first."""
         return next(run for run in self.runs if run.id == run_id)
+
+    @property
+    def run_ids(self) -> list[str]:
+        """Every network once, whichever parts ask for it."""
+        return list(dict.fromkeys(run.id for run in self.runs))
 
     def run_folder(self, run_id: str) -> Path:
         """Where a run's checkpoint lies; shared by all experiments."""
@@ -81,23 +117,68 @@ class Experiment:
 
     def evaluate_spec(self, run_id: str) -> dict[str, Any]:
         """What `nemesis evaluate` needs to know of a run, and nothing else."""
-        run, config = self.run(run_id), self.config
-        reconstructs = find(run.method).card.reconstructs
+        run = self.run(run_id)
         return {
+            **self._judging(run),
             "run": run.id,
             "identity": run.identity,
             "checkpoint": str(self.run_folder(run_id) / "checkpoint.safetensors"),
+            "out": str(self.evaluation_folder(run_id)),
+            "features": str(self.run_folder(run_id) / "features"),
+        }
+
+    def _judging(self, run: Run) -> dict[str, Any]:
+        """How a run is judged, whatever its identity and its folders."""
+        config, reconstructs = self.config, find(run.method).card.reconstructs
+        return {
             "pool": str(self.evaluation_pool),
             "index": str(self.index),
             "organs": config.organs,
             "label_numbers": {dataset.config.name: dataset.label_numbers for dataset in self.datasets},
             "preparation": config.preparation.model_dump(mode="json"),
-            "probe": config.probe.model_dump(mode="json", exclude={"bootstrap"}),
-            **({"reconstruction": config.reconstruction.model_dump(mode="json")} if reconstructs else {}),
-            "out": str(self.evaluation_folder(run_id)),
-            "features": str(self.run_folder(run_id) / "features"),
+            "probe": self._probing(run).model_dump(mode="json", exclude={"bootstrap"}),
+            **({"reconstruction": self._reconstructing(run).model_dump(mode="json")} if reconstructs else {}),
             "version": nemesis.evaluation.VERSION,
         }
+
+    def _probing(self, run: Run) -> Probe:
+        """Cells and variants are compared at all labels; fewer labels and neighbours are for the methods."""
+        probe = self.config.probe
+        return probe if run.part == "methods" else at_all_labels(probe)
+
+    def _reconstructing(self, run: Run) -> Reconstruction:
+        """Cells and variants are compared under their masks; the whole input is for the methods."""
+        settings = self.config.reconstruction
+        return settings if run.part == "methods" else settings.model_copy(update={"unmasked": False})
+
+    def search_spec(self) -> dict[str, Any]:
+        """What `nemesis sweep search` needs to know: the points, the run that they vary, and how its encoders are judged."""
+        sweep = self.config.sweep
+        assert sweep is not None and sweep.search is not None
+        template = search_template(self.config, self.pretraining_pool.stem)
+        return {
+            "embed_dims": sweep.embed_dims,
+            "mask_ratios": [min(sweep.mask_ratios), max(sweep.mask_ratios)],
+            "search": sweep.search.model_dump(mode="json", exclude={"workers"}),
+            "template": template.identity,
+            "evaluate": self._judging(template),
+            "pool": str(self.pretraining_pool),
+            "index": str(self.index),
+            "runs": str(self.results / "runs"),
+            "out": str(self.search_folder),
+            "version": nemesis.sweep.VERSION,
+        }
+
+    @property
+    def search_threads(self) -> int:
+        """CPU threads of all workers of an adaptive sweep."""
+        assert self.config.search is not None
+        return self.config.search.workers * search_template(self.config, self.pretraining_pool.stem).threads
+
+    @property
+    def search_folder(self) -> Path:
+        """Where a grid's study lies, or an adaptive sweep leaves its trials and its best run."""
+        return self.folder / "sweep"
 
     def ingest_spec(self, dataset: PlannedDataset) -> dict[str, Any]:
         """What `nemesis ingest` needs to know of a dataset."""
@@ -107,7 +188,7 @@ class Experiment:
             "volumes": str(dataset.folder),
             "verdicts": str(dataset.verdicts),
             "preparation": self.config.preparation.model_dump(mode="json"),
-            "superpatch": self.config.superpatch,
+            "superpatch": self.config.largest_superpatch,
             "version": nemesis.data.VERSION,
         }
 
@@ -115,7 +196,8 @@ class Experiment:
         """What the jobs of the report need to know; no key that numbers do not depend on."""
         shown = self.config.model_dump(mode="json", exclude=set(RESOURCES))
         for dataset in shown["datasets"]:
-            dataset.pop("root", None)
+            for name in ("root", "expected"):
+                dataset.pop(name, None)
         return {
             "experiment": self.config.experiment,
             "config": shown,
@@ -125,6 +207,8 @@ class Experiment:
                 for stage in (nemesis.data, nemesis.models, nemesis.training, nemesis.evaluation, nemesis.report)
             },
             "datasets": sorted({case.dataset for case in self.evaluation}),
+            "data": self._data(),
+            "pools": {"pretraining": str(self.pretraining_pool), "evaluation": str(self.evaluation_pool)},
             "transductive": len(
                 {(c.dataset, c.patient) for c in self.pretraining} & {(c.dataset, c.patient) for c in self.evaluation}
             ),
@@ -133,7 +217,9 @@ class Experiment:
             "runs": [
                 {
                     "run": run.id,
+                    "part": run.part,
                     "label": run.label,
+                    **run.place,
                     "method": run.method,
                     "seed": run.seed,
                     "evaluation": str(self.evaluation_folder(run.id)),
@@ -141,16 +227,42 @@ class Experiment:
                 }
                 for run in self.runs
             ],
+            **({"search": str(self.search_folder)} if self.config.search else {}),
         }
+
+    def _data(self) -> list[dict[str, Any]]:
+        """Patients, scans and kinds of labels of every dataset in either pool."""
+        found = []
+        for dataset in self.datasets:
+            for pool, cases in (("pretraining", self.pretraining), ("evaluation", self.evaluation)):
+                own = [case for case in cases if case.dataset == dataset.config.name]
+                if own:
+                    sizes = {"patients": len({case.patient for case in own}), "scans": len(own)}
+                    kinds = dict(sorted(Counter(case.kind for case in own).items()))
+                    found.append({"dataset": dataset.config.name, "pool": pool, **sizes, "kinds": kinds})
+        return found
 
     @cached_property
     def report_file(self) -> Path:
         """:meth:`report_spec` as a file, named by its content: a plan of something else leaves a running workflow's alone."""
-        return self.folder / f"experiment-{digest(self.report_spec())}.json"
+        return (self.inputs or self.results) / self.config.experiment / f"experiment-{digest(self.report_spec())}.json"
 
 
-def plan(paths: list[Path], overrides: Mapping[str, Any] | None = None, results: Path = Path("results")) -> Experiment:
+def at_all_labels(probe: Probe) -> Probe:
+    """The linear probe at the largest share of labels alone."""
+    return probe.model_copy(update={"label_fractions": [max(probe.label_fractions)], "protocols": ["linear"]})
+
+
+def plan(
+    paths: list[Path],
+    overrides: Mapping[str, Any] | None = None,
+    results: Path = Path("results"),
+    dry_run: bool = False,
+) -> Experiment:
     """Read the configuration, list the scans, split the patients, name the runs.
+
+    Args:
+        dry_run: nothing will be computed, so a dataset that says how many scans are ``expected`` need not be there.
 
     Raises:
         NemesisError: with every fault of configuration, folders, pools and methods that can be told without reading a scan.
@@ -162,7 +274,7 @@ def plan(paths: list[Path], overrides: Mapping[str, Any] | None = None, results:
     datasets = []
     for dataset in config.datasets:
         try:
-            datasets.append(_plan_dataset(config, dataset, results))
+            datasets.append(_plan_dataset(config, dataset, results, dry_run))
         except NemesisError as error:
             faults += error.faults
     known = {dataset.name for dataset in config.datasets}
@@ -195,10 +307,15 @@ def plan(paths: list[Path], overrides: Mapping[str, Any] | None = None, results:
     evaluation_digest = digest([[c.dataset, c.case, c.fingerprint, c.label_fingerprint] for c in evaluation])
     used = {case.name for case in (*pretraining, *evaluation)}
     datasets = [replace(d, cases=[case for case in d.cases if case.name in used]) for d in datasets]
-    pools = results / "pools"
+    inputs = results
+    if absent := [d for d in datasets if d.absent]:
+        _say_absent(absent)
+        inputs = _passing_folder()
+    datasets = [replace(d, manifest=inputs / d.manifest.relative_to(results)) for d in datasets]
+    pools = inputs / "pools"
     experiment = Experiment(
         config, results, datasets, pretraining, evaluation,
-        pools / f"{pool_digest}.json", pools / f"{evaluation_digest}.json", runs,
+        pools / f"{pool_digest}.json", pools / f"{evaluation_digest}.json", runs, inputs,
     )  # fmt: skip
     for planned in datasets:
         write_manifest(planned.manifest, planned.config, planned.cases, planned.label_numbers)
@@ -220,6 +337,11 @@ def _evaluation_faults(
     elif patients < config.probe.folds:
         what = f"{config.probe.folds} folds are more than the {patients} evaluation patients with labels of the probed organs"
         faults.append(Fault("probe.folds", what, f"Set it to at most {patients}."))
+    training = patients - math.ceil(patients / config.probe.folds)
+    if config.search and training < MIN_PATIENTS_FOR_SELECTION:
+        what = f"trials are judged by inner validation, which takes {MIN_PATIENTS_FOR_SELECTION} training patients in each fold"
+        remedy = f"There are {training}: name more evaluation patients, set more `probe.folds`, or leave `search` out."
+        faults.append(Fault("sweep.search", what, remedy))
     try:
         config.reconstruction.volumes([case.name for case in evaluation])
     except NemesisError as error:
@@ -236,17 +358,59 @@ def _may_show(case: Case, organs: Collection[str], of_dataset: Collection[str]) 
     return not set(organs).isdisjoint(of_dataset if case.annotated is None else case.annotated)
 
 
-def _plan_dataset(config: Config, dataset: Dataset, results: Path) -> PlannedDataset:
-    root = getattr(dataset, "root", None) or config.data_root
-    path = Path(root) if root is not None else None
-    cases = list_cases(dataset, path, config.exclude)
-    numbers = label_numbers(dataset, path)
+def _plan_dataset(config: Config, dataset: Dataset, results: Path, dry_run: bool) -> PlannedDataset:
+    path = _root(config, dataset)
+    absent = False
+    if dry_run and _is_absent(dataset, path):
+        absent = True
+        cases = stand_ins(dataset, _named(config, dataset.name), config.exclude)
+        numbers = expected_numbers(dataset, config.organs)
+    else:
+        cases, numbers = list_cases(dataset, path, config.exclude), label_numbers(dataset, path)
     identity = [
         dataset.model_dump(mode="json", include={"name", "reader"}), config.preparation.model_dump(mode="json"),
-        config.superpatch, numbers, nemesis.data.VERSION,
+        config.largest_superpatch, numbers, nemesis.data.VERSION,
     ]  # fmt: skip
+    store = results / "data" / f"{dataset.name}-{digest(identity)}"
     manifest = results / config.experiment / "data" / f"{dataset.name}.manifest.json"
-    return PlannedDataset(dataset, path, cases, numbers, results / "data" / f"{dataset.name}-{digest(identity)}", manifest)
+    return PlannedDataset(dataset, path, cases, numbers, store, manifest, absent)
+
+
+def _is_absent(dataset: Dataset, path: Path | None) -> TypeGuard[NiftiFolder | NnunetFolder]:
+    """How many scans it holds is said, but its folder is not there."""
+    expected = None if isinstance(dataset, PhantomCohort) else dataset.expected
+    return expected is not None and not (path and path.exists())
+
+
+def _root(config: Config, dataset: Dataset) -> Path | None:
+    """The folder of a dataset's scans; None where nothing says it."""
+    told = [part for part in (config.data_root, getattr(dataset, "root", None)) if part is not None]
+    return Path(*told) if told else None
+
+
+def _named(config: Config, dataset: str) -> list[str]:
+    """The cases of a dataset that the configuration names, as dataset/case."""
+    lists = (config.pools.evaluation, config.pools.pretraining, config.reconstruction.stitched)
+    names = [name for names in lists if isinstance(names, list) for name in names]
+    return [name.removeprefix(f"{dataset}/") for name in names if name.startswith(f"{dataset}/")]
+
+
+def _say_absent(absent: list[PlannedDataset]) -> None:
+    listing = "".join(
+        f"\n  - {d.root or '(neither root nor data_root)'} (datasets.{d.config.name}): {len(d.cases)} stand-ins" for d in absent
+    )
+    print(
+        f"NOT REAL SCANS: this is planned without the scans of {len(absent)} folders, which are not there:{listing}\n"
+        "Before a run that computes, put the scans there, or correct `root` or `data_root`.",
+        file=sys.stderr,
+    )
+
+
+def _passing_folder() -> Path:
+    """A folder that vanishes with this process."""
+    folder = Path(tempfile.mkdtemp(prefix="nemesis-plan-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _digest_of(cases: list[Case]) -> str:

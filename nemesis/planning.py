@@ -1,7 +1,7 @@
 """`nemesis plan`: what will run, about how long, how much disk and memory, told from what the same jobs took before.
 
 ``timings.json`` beside this file holds what was recorded for the shipped configurations; `nemesis plan --record` adds a finished
-experiment of one's own machine.
+experiment of one's own machine. What nothing recorded covers is estimated (:mod:`nemesis.estimate`), and said to be.
 """
 
 from __future__ import annotations
@@ -12,32 +12,35 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
+from nemesis import estimate
 from nemesis.errors import Fault, NemesisError
 from nemesis.experiment import Experiment, PlannedDataset, plan
 from nemesis.files import digest, write_text
+from nemesis.models.architecture import Size
 
 TIMINGS = Path(__file__).with_name("timings.json")
-RULES = (
-    "ingest_scans", "check_cohort", "pretrain_method", "evaluate_encoder", "collect_rows", "print_tables", "draw_figures",
-    "write_page", "log_tracking",
-)  # fmt: skip
+RUN_RULES = ("pretrain_method", "evaluate_encoder")  # a job per run, one after the other
+NOT_RECORDED = "not recorded"
+OWN_KEYS = ("ingest_scans", *RUN_RULES, "search_sweep")  # what they take depends on the configuration; the rest is fixed
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a job takes; None where nothing like it was recorded."""
+    """What a job takes; ``seconds`` is None where nothing like it was recorded, and then ``flop`` is estimated."""
 
     seconds: float | None
     memory_mib: float = 0.0
     disk_mib: float = 0.0
+    flop: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -55,35 +58,46 @@ def wants_gpu(device: str) -> bool:
     return device == "cuda" or (device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
 
 
-def print_plan(paths: list[Path], overrides: Mapping[str, Any], cores: int) -> None:
+def print_plan(paths: list[Path], overrides: Mapping[str, Any], cores: int, tflops: float) -> None:
     """Print the jobs that are not done yet, by rule, and the sums.
+
+    Args:
+        tflops: TFLOP/s that a GPU sustains, for the jobs that were never recorded.
 
     Raises:
         NemesisError: whatever is wrong with configuration and folders, or with the workflow.
     """
-    experiment = plan(paths, overrides)
+    experiment = plan(paths, overrides, dry_run=True)
     console = Console()
     config = experiment.config
-    console.print(f"[bold]{config.experiment}[/bold]: {len(experiment.pretraining)} patients for pretraining, "
-                  f"{len(experiment.evaluation)} for evaluation, {len(experiment.runs)} runs")  # fmt: skip
+    console.print(f"[bold]{config.experiment}[/bold]: {len(experiment.pretraining)} scans for pretraining, "
+                  f"{len(experiment.evaluation)} for evaluation, {len(experiment.run_ids)} runs")  # fmt: skip
     timings = _read_timings()
-    jobs = [_job(experiment, rule, wildcard, timings) for rule, wildcard in _pending(paths, overrides, cores)]
+    jobs = [job_of(experiment, rule, wildcard, timings) for rule, wildcard in _pending(paths, overrides, cores)]
     if not jobs:
         console.print("Nothing to be done.")
         return
-    table = Table("rule", "jobs", "about, one after another", "peak memory of one", "disk")
-    for rule in RULES:
+    time = Column("time, one after another", min_width=len(NOT_RECORDED))
+    table = Table(Column("rule", no_wrap=True), "jobs", time, "GPU hours", "peak memory of one", "disk")
+    for rule in dict.fromkeys(job.rule for job in jobs):
         of_rule = [job for job in jobs if job.rule == rule]
-        if of_rule:
-            memory = max(job.cost.memory_mib for job in of_rule)
-            disk = sum(job.cost.disk_mib for job in of_rule)
-            table.add_row(rule, str(len(of_rule)), _clock([job.cost.seconds for job in of_rule]), _mib(memory), _mib(disk))
+        table.add_row(
+            rule,
+            str(len(of_rule)),
+            _clock([job.cost.seconds for job in of_rule]),
+            _gpu_hours(of_rule, tflops),
+            _mib(max(job.cost.memory_mib for job in of_rule)),
+            _disk(of_rule),
+        )
     console.print(table)
-    console.print(sum_line(jobs, cores))
-    unknown = sorted({f"{job.rule} {job.wildcard}".strip() for job in jobs if job.cost.seconds is None})
+    console.print(sum_line(jobs, cores, tflops))
+    unknown = [job for job in jobs if job.cost.seconds is None]
     if unknown:
-        console.print(f"Not in these sums, as nothing like it was recorded ({len(unknown)}): {', '.join(unknown[:8])}"
-                      + (" ..." if len(unknown) > 8 else ""))  # fmt: skip
+        console.print(f"Not in this time, as nothing like it was recorded: {_names(unknown)}.")
+    if any(job.cost.flop or job.cost.disk_mib for job in unknown):
+        checkpoints = [job.cost.disk_mib for job in jobs if job.rule == "pretrain_method"]
+        for sentence in estimate.assumptions(tflops, max(checkpoints, default=0.0)):
+            console.print(sentence, style="dim")
 
 
 def record(paths: list[Path], overrides: Mapping[str, Any]) -> None:
@@ -100,8 +114,8 @@ def record(paths: list[Path], overrides: Mapping[str, Any]) -> None:
                 "memory_mib": round(measured["max_rss"]),
                 "disk_mib": round(stored / 2**20 / len(dataset.cases), 3),
             }
-    for run in experiment.runs:
-        what = f"{run.method} at {experiment.config.superpatch}³"
+    for run in map(experiment.run, experiment.run_ids):
+        what = f"{run.method} at {run.identity['superpatch']}³"
         measured = _benchmark(experiment, "pretrain_method", run.id)
         if measured:
             seconds = json.loads((experiment.run_folder(run.id) / "timing.json").read_text())
@@ -116,34 +130,38 @@ def record(paths: list[Path], overrides: Mapping[str, Any]) -> None:
             }
         measured = _benchmark(experiment, "evaluate_encoder", run.id)
         if measured:
-            timings["evaluate_encoder"][_evaluate_key(experiment, run.identity)] = {
+            timings["evaluate_encoder"][_evaluate_key(experiment, run.id)] = {
                 "what": f"{what}, a patient",
                 "seconds": round(measured["s"] / len(experiment.evaluation), 4),
                 "memory_mib": round(measured["max_rss"]),
                 "disk_mib": round(_size_mib(experiment.evaluation_folder(run.id)), 3),
             }
-    for rule in RULES:
-        measured = _benchmark(experiment, rule, "")
-        if measured:
-            timings["fixed"][rule] = {"seconds": round(measured["s"], 2), "memory_mib": round(measured["max_rss"])}
+    benchmarks = experiment.folder / "benchmarks"
+    for path in sorted(benchmarks.rglob("*.tsv")):
+        rule, *wildcard = path.relative_to(benchmarks).with_suffix("").parts
+        measured = _benchmark(experiment, rule, "/".join(wildcard))
+        if measured and rule not in OWN_KEYS:
+            entry = {"seconds": round(measured["s"], 2), "memory_mib": round(measured["max_rss"])}
+            timings["fixed"][" ".join((rule, *wildcard))] = entry
     write_text(TIMINGS, json.dumps(timings, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def sum_line(jobs: list[Job], cores: int) -> str:
-    """Time and disk of all jobs in a sentence, which says "at least" where some job was never recorded."""
+def sum_line(jobs: list[Job], cores: int, tflops: float) -> str:
+    """Time, GPU hours and disk of all jobs in a sentence, which says "at least" where some job was never recorded."""
     about = "At least" if any(job.cost.seconds is None for job in jobs) else "About"
-    disk = _mib(sum(job.cost.disk_mib for job in jobs))
-    return f"{about} {_duration(wall_seconds(jobs, cores))} on {cores} cores like those of the recording, {disk} of disk."
+    time = f"{about} {_duration(wall_seconds(jobs, cores))} on {cores} cores like those of the recording"
+    gpu = f", {_gpu_hours(jobs, tflops)} GPU hours" if any(job.cost.flop for job in jobs) else ""
+    return f"{time}{gpu}, {_disk(jobs)} of disk."
 
 
 def wall_seconds(jobs: list[Job], cores: int) -> float:
-    """How long the jobs take on so many cores: ingestion, then each run's training and evaluation as cores fall free, then the
-    report, one after another."""
-    alone = sum(job.cost.seconds or 0.0 for job in jobs if job.rule not in ("pretrain_method", "evaluate_encoder"))
+    """How long the recorded jobs take on so many cores: ingestion, then each run's training and evaluation as cores fall free,
+    then the report, one after another."""
+    alone = sum(job.cost.seconds or 0.0 for job in jobs if job.rule not in RUN_RULES)
     free: list[float] = [0.0] * cores
     ready: dict[str, float] = {}
-    chained = [job for job in jobs if job.rule in ("pretrain_method", "evaluate_encoder")]
-    for job in sorted(chained, key=lambda job: (RULES.index(job.rule), -(job.cost.seconds or 0.0))):
+    chained = [job for job in jobs if job.rule in RUN_RULES]
+    for job in sorted(chained, key=lambda job: (RUN_RULES.index(job.rule), -(job.cost.seconds or 0.0))):
         taken = [heapq.heappop(free) for _ in range(min(job.threads, cores))]
         end = max([ready.get(job.wildcard, 0.0), *taken]) + (job.cost.seconds or 0.0)
         ready[job.wildcard] = end
@@ -152,31 +170,46 @@ def wall_seconds(jobs: list[Job], cores: int) -> float:
     return alone + max(free)
 
 
-def _job(experiment: Experiment, rule: str, wildcard: str, timings: dict[str, Any]) -> Job:
+def job_of(experiment: Experiment, rule: str, wildcard: str, timings: Mapping[str, Any]) -> Job:
+    """A job of the workflow with what it takes: as recorded in ``timings`` or, where nothing is, as estimated."""
     threads = 1
-    entry: dict[str, Any] | None
-    count = 1
     if rule == "ingest_scans":
         dataset = next(d for d in experiment.datasets if d.config.name == wildcard)
-        entry, count = timings[rule].get(_ingest_key(experiment, dataset)), len(dataset.cases)
+        entry, scans = timings[rule].get(_ingest_key(experiment, dataset)), len(dataset.cases)
+        cost = _recorded(entry, scans, scans) if entry else _estimated(estimate.ingestion(scans))
     elif rule == "pretrain_method":
         run = experiment.run(wildcard)
         entry, threads = timings[rule].get(_pretrain_key(run.identity)), run.threads
-        if entry is not None:
-            steps = run.identity["pretraining"]["steps"] if run.trains else 0
-            seconds = entry["start_seconds"] + steps * entry["seconds"]
-            return Job(rule, wildcard, threads, Cost(seconds, entry["memory_mib"], entry["disk_mib"]))
+        steps = run.identity["pretraining"]["steps"] if run.trains else 0
+        cost = _recorded(entry, steps) if entry else _estimated(estimate.training(run.identity))
     elif rule == "evaluate_encoder":
-        identity = experiment.run(wildcard).identity
-        entry, threads = timings[rule].get(_evaluate_key(experiment, identity)), experiment.config.probe.threads
-        if entry is not None:
-            seconds = entry["seconds"] * len(experiment.evaluation)
-            return Job(rule, wildcard, threads, Cost(seconds, entry["memory_mib"], entry["disk_mib"]))
+        spec, scans = experiment.evaluate_spec(wildcard), len(experiment.evaluation)
+        entry, threads = timings[rule].get(_evaluate_key(experiment, wildcard)), spec["probe"]["threads"]
+        cost = _recorded(entry, scans) if entry else _estimated(estimate.evaluation(spec, _volumes(experiment, timings)))
+    elif rule == "search_sweep":
+        cost = _estimated(estimate.search(experiment.search_spec()))
     else:
-        entry = timings["fixed"].get(rule)
-    if entry is None:
-        return Job(rule, wildcard, threads, Cost(None))
-    return Job(rule, wildcard, threads, Cost(entry["seconds"] * count, entry["memory_mib"], entry.get("disk_mib", 0.0) * count))
+        entry = timings["fixed"].get(f"{rule} {wildcard}".strip())
+        cost = _recorded(entry) if entry else Cost(None)
+    return Job(rule, wildcard, threads, cost)
+
+
+def _volumes(experiment: Experiment, timings: Mapping[str, Any]) -> list[Size]:
+    """Voxels (D, H, W) of every scan of the evaluation pool, as far as its dataset was recorded."""
+    stored = {
+        dataset.config.name: timings["ingest_scans"].get(_ingest_key(experiment, dataset), {}).get("disk_mib")
+        for dataset in experiment.datasets
+    }
+    return [estimate.volume(stored[case.dataset]) for case in experiment.evaluation]
+
+
+def _recorded(entry: Mapping[str, Any], times: int = 1, disk_times: int = 1) -> Cost:
+    seconds = entry.get("start_seconds", 0.0) + times * entry["seconds"]
+    return Cost(seconds, entry["memory_mib"], disk_times * entry.get("disk_mib", 0.0))
+
+
+def _estimated(guess: estimate.Estimate) -> Cost:
+    return Cost(None, disk_mib=guess.disk_mib, flop=guess.flop)
 
 
 def _ingest_key(experiment: Experiment, dataset: PlannedDataset) -> str:
@@ -190,36 +223,39 @@ def _pretrain_key(identity: Mapping[str, Any]) -> str:
     return digest([identity["method"], identity["settings"], identity["superpatch"], cost])
 
 
-def _evaluate_key(experiment: Experiment, identity: Mapping[str, Any]) -> str:
+def _evaluate_key(experiment: Experiment, run_id: str) -> str:
     """What a patient's evaluation costs depends on; seeds, thresholds, values of C and the bootstrap cost nothing here."""
-    probe = experiment.config.probe
-    cost = probe.model_dump(
-        mode="json", include={"folds", "draws", "label_fractions", "protocols", "precision", "threads"}
-    ) | {"regularisation": len(set(probe.regularisation))}  # fmt: skip
+    spec = experiment.evaluate_spec(run_id)
+    identity, probe = spec["identity"], spec["probe"]
+    cost = {name: probe[name] for name in ("folds", "draws", "label_fractions", "protocols", "precision", "threads")}
+    cost["regularisation"] = len(set(probe["regularisation"]))
+    if not spec.get("reconstruction", {}).get("unmasked", True):
+        cost["unmasked"] = False
     pool = [case.dataset for case in experiment.evaluation]
     scans = [[_ingest_key(experiment, d), pool.count(d.config.name)] for d in experiment.datasets if d.config.name in pool]
     return digest([identity["method"], identity["settings"], identity["superpatch"], cost, scans])
 
 
 def _pending(paths: list[Path], overrides: Mapping[str, Any], cores: int) -> list[tuple[str, str]]:
-    """(rule, dataset or run) of every job that Snakemake would run."""
+    """(rule, dataset, run or whatever it is made for) of every job that Snakemake would run."""
     command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", str(cores), "--configfile", *map(str, paths)]
     if overrides:
         command += ["--config", *(f"{name}={json.dumps(value)}" for name, value in overrides.items())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    text = done.stdout + done.stderr
+    text = done.stderr + done.stdout  # what went wrong stands at the end of the latter
     if done.returncode:
         raise NemesisError(Fault("snakemake --dry-run", text.strip()[-2000:], "Run it in the folder that holds the Snakefile"))
     return parse_dry_run(text)
 
 
 def parse_dry_run(text: str) -> list[tuple[str, str]]:
-    """(rule, value of its wildcard or nothing) of every job in the output of a dry run."""
+    """(rule, value of its first wildcard or nothing) of every job in the output of a dry run; targets, which make no file, are
+    no jobs."""
     jobs = []
     for block in re.split(r"\n(?=(?:local)?rule \w+:)", "\n" + text)[1:]:
         rule = re.match(r"(?:local)?rule (\w+):", block)
-        wildcard = re.search(r"^ +wildcards: \w+=(\S+)", block, re.MULTILINE)
-        if rule and rule.group(1) in RULES:
+        wildcard = re.search(r"^ +wildcards: \w+=([^\s,]+)", block, re.MULTILINE)
+        if rule and re.search(r"^ +output: ", block, re.MULTILINE):
             jobs.append((rule.group(1), wildcard.group(1) if wildcard else ""))
     return jobs
 
@@ -241,11 +277,17 @@ def _size_mib(folder: Path) -> float:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
 
 
+def _names(jobs: list[Job], most: int = 8) -> str:
+    if len(jobs) <= most:
+        return ", ".join(sorted(f"{job.rule} {job.wildcard}".strip() for job in jobs))
+    return ", ".join(f"{count} {rule}" for rule, count in Counter(job.rule for job in jobs).items())
+
+
 def _clock(seconds: list[float | None]) -> str:
     known = [s for s in seconds if s is not None]
     if not known:
-        return "not recorded"
-    return _duration(sum(known)) + (f" + {len(seconds) - len(known)} not recorded" if len(known) < len(seconds) else "")
+        return NOT_RECORDED
+    return _duration(sum(known)) + (f" + {len(seconds) - len(known)} {NOT_RECORDED}" if len(known) < len(seconds) else "")
 
 
 def _duration(seconds: float) -> str:
@@ -254,5 +296,17 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def _gpu_hours(jobs: list[Job], tflops: float) -> str:
+    hours = sum(job.cost.flop for job in jobs) / (tflops * 1e12 * 3600)
+    return f"≈ {hours:.1f}" if hours >= 1 else f"≈ {hours:.2g}" if hours else "–"
+
+
+def _disk(jobs: list[Job]) -> str:
+    estimated = any(job.cost.disk_mib for job in jobs if job.cost.seconds is None)
+    return ("≈ " if estimated else "") + _mib(sum(job.cost.disk_mib for job in jobs))
+
+
 def _mib(mib: float) -> str:
+    if not mib:
+        return "–"
     return f"{mib:.0f} MiB" if mib < 10240 else f"{mib / 1024:.1f} GiB"

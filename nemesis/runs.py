@@ -1,28 +1,34 @@
 """From a configuration to the list of runs: who is pretrained on what, by which settings, under which name.
 
 A run's identity is everything that its weights depend on. Labels, folders and resources are not part of it, so the same run is
-computed once, whichever experiment, table or sweep asks for it. Nothing here imports torch.
+computed once, whichever experiment, table, sweep or ablation asks for it. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, Literal
 
 import nemesis.data
 import nemesis.models
 import nemesis.training
-from nemesis.config import Config, MethodEntry, Pretraining, validate_section
-from nemesis.errors import Fault, NemesisError
+from nemesis.config import Config, MethodEntry, Pretraining, Sweep, validate_section
+from nemesis.errors import Fault, NemesisError, did_you_mean
 from nemesis.files import digest
-from nemesis.method import create
+from nemesis.method import create, find
+
+Part = Literal["methods", "sweep", "ablations"]
+AS_CONFIGURED = "as configured"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One trained (or only initialised) network of the comparison.
+    """One trained (or only initialised) network, as one part of the report asks for it.
 
-    ``identity`` says what its bits depend on; ``id`` names its folder ``results/runs/<id>``.
+    ``identity`` says what its bits depend on; ``id`` names its folder ``results/runs/<id>``. Two parts that ask for the same
+    network hold a run each, with one ``id``.
     """
 
     id: str
@@ -30,6 +36,8 @@ class Run:
     label: str
     seed: int
     identity: dict[str, Any]
+    part: Part = "methods"
+    place: Mapping[str, Any] = field(default_factory=dict)  # sweep: embed_dim, mask_ratio; ablations: group
 
     @property
     def trains(self) -> bool:
@@ -42,37 +50,131 @@ class Run:
         return int(self.identity["pretraining"]["threads"]) if self.trains else 1
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """An entry as one part of the report asks for it; ``where`` it stands in the configuration."""
+
+    entry: MethodEntry
+    where: str
+    part: Part = "methods"
+    place: Mapping[str, Any] = field(default_factory=dict)
+    superpatch: int | None = None
+
+
 def plan_runs(config: Config, pool: str) -> list[Run]:
-    """Every run that the configuration asks for, in its order.
+    """Every run that the configuration asks for, in its order: methods, then the sweep's cells, then the ablations.
 
     Args:
         pool: digest of the pretraining pool: its scans' fingerprints.
 
     Raises:
-        NemesisError: unknown methods, wrong settings, two entries under one label.
+        NemesisError: unknown methods, wrong settings, two entries or two variants under one label.
     """
     runs: list[Run] = []
     faults: list[Fault] = []
-    labels: dict[str, int] = {}
-    for place, entry in enumerate(config.methods):
+    labels: dict[tuple[Part, str], str] = {}
+    for part in (_methods, _sweep, _ablations):
         try:
-            of_entry = _runs_of(config, entry, pool, f"methods[{place}]")
+            for asked in part(config):
+                try:
+                    of_entry = _runs(config, asked, pool)
+                except NemesisError as error:
+                    faults += error.faults
+                    continue
+                label = of_entry[0].label
+                if known := labels.get((asked.part, label)):
+                    faults.append(Fault(asked.where, f"'{label}' is the label of {known} too", "Give each a `label` of its own."))
+                labels[asked.part, label] = asked.where
+                runs += of_entry
         except NemesisError as error:
             faults += error.faults
-            continue
-        label = of_entry[0].label
-        if label in labels:
-            what = f"'{label}' is the label of methods[{labels[label]}] too"
-            faults.append(Fault(f"methods[{place}]", what, "Give each entry a `label` of its own."))
-        labels[label] = place
-        runs += of_entry
     if faults:
-        raise NemesisError(faults)
-    return runs
+        raise NemesisError(list({str(fault): fault for fault in faults}.values()))
+    return [run for run in runs if not (config.search and run.part == "sweep")]  # a search asks for its runs itself
 
 
-def _runs_of(config: Config, entry: MethodEntry, pool: str, where: str) -> list[Run]:
-    method = create(entry.name, entry.settings, config.superpatch, where)
+def search_template(config: Config, pool: str) -> Run:
+    """The run whose width and mask ratio an adaptive sweep varies: its first cell at its first seed."""
+    assert config.sweep is not None
+    return _runs(config, next(_sweep(config)), pool)[0]
+
+
+def search_run(template: Mapping[str, Any], embed_dim: int, mask_ratio: float) -> Run:
+    """The run of one point of an adaptive sweep; ``template`` is the identity of :func:`search_template`.
+
+    Raises:
+        NemesisError: settings that do not fit.
+    """
+    settings = template["settings"] | _settings_at(embed_dim, mask_ratio)
+    method = create(template["method"], settings, template["superpatch"], "sweep.search")
+    identity = {**template, "settings": method.settings.model_dump(mode="json")}
+    label, place = _label_at(embed_dim, mask_ratio), {"embed_dim": embed_dim, "mask_ratio": mask_ratio}
+    return Run(_run_id(identity), method.card.name, label, identity["seed"], identity, "sweep", place)
+
+
+def _methods(config: Config) -> Iterator[_Asked]:
+    for place, entry in enumerate(config.methods):
+        yield _Asked(entry, f"methods[{place}]")
+
+
+def _sweep(config: Config) -> Iterator[_Asked]:
+    if config.sweep is not None:
+        base = _varied(config, config.sweep.method, "sweep")
+        for embed_dim, mask_ratio in product(config.sweep.embed_dims, config.sweep.mask_ratios):
+            yield _cell(base, config.sweep, embed_dim, mask_ratio, config.sweep.seeds)
+
+
+def _cell(base: MethodEntry, sweep: Sweep, embed_dim: int, mask_ratio: float, seeds: Sequence[int] | None) -> _Asked:
+    label = _label_at(embed_dim, mask_ratio)
+    entry = _variant(base, label, _settings_at(embed_dim, mask_ratio), seeds, sweep.pretraining)
+    return _Asked(entry, f"sweep: {label}", "sweep", {"embed_dim": embed_dim, "mask_ratio": mask_ratio})
+
+
+def _settings_at(embed_dim: int, mask_ratio: float) -> dict[str, Any]:
+    return {"embed_dim": embed_dim, "plane_mask_ratio": mask_ratio, "axis_mask_ratio": mask_ratio}
+
+
+def _label_at(embed_dim: int, mask_ratio: float) -> str:
+    return f"E {embed_dim}, r {mask_ratio:g}"
+
+
+def _ablations(config: Config) -> Iterator[_Asked]:
+    if config.ablations is not None:
+        seeds, shared = config.ablations.seeds, config.ablations.pretraining
+        base = _varied(config, config.ablations.method, "ablations")
+        yield _Asked(_variant(base, AS_CONFIGURED, {}, seeds, shared), "ablations", "ablations", {"group": ""})
+        for number, variant in enumerate(config.ablations.variants):
+            entry = _variant(base, variant.label, variant.settings, seeds, {**shared, **variant.pretraining})
+            where, place = f"ablations.variants[{number}]", {"group": variant.group}
+            yield _Asked(entry, where, "ablations", place, variant.superpatch)
+
+
+def _varied(config: Config, name: str, where: str) -> MethodEntry:
+    """The entry of ``methods`` of that label or name."""
+    known: dict[str, MethodEntry] = {}
+    for entry in reversed(config.methods):  # the first of a name wins
+        known |= {entry.name: entry, entry.label or find(entry.name).card.title: entry}
+    if name not in known:
+        remedy = did_you_mean(name, known, "Name the label of an entry of `methods`.")
+        raise NemesisError(Fault(f"{where}.method", f"no entry of `methods` is called '{name}'", remedy))
+    return known[name]
+
+
+def _variant(
+    base: MethodEntry, label: str, settings: Mapping[str, Any], seeds: Sequence[int] | None, pretraining: Mapping[str, Any]
+) -> MethodEntry:
+    changes = {
+        "label": label,
+        "settings": {**base.settings, **settings},
+        "seeds": base.seeds if seeds is None else list(seeds),
+        "pretraining": {**base.pretraining, **pretraining},
+    }
+    return base.model_copy(update=changes)
+
+
+def _runs(config: Config, asked: _Asked, pool: str) -> list[Run]:
+    entry, where = asked.entry, asked.where
+    method = create(entry.name, entry.settings, asked.superpatch or config.superpatch, where)
     recipe = validate_section(Pretraining, {**config.pretraining.model_dump(), **entry.pretraining}, f"{where}.pretraining")
     seeds = entry.seeds if entry.seeds is not None else config.seeds
     if not seeds:
@@ -85,7 +187,7 @@ def _runs_of(config: Config, entry: MethodEntry, pool: str, where: str) -> list[
             "method_version": card.version,
             "settings": method.settings.model_dump(mode="json"),
             "seed": seed,
-            "superpatch": config.superpatch,
+            "superpatch": method.superpatch,
             "pretraining": recipe.model_dump(mode="json") if card.pretext else None,
             "preparation": config.preparation.model_dump(mode="json") if card.pretext else None,
             "pool": pool if card.pretext else None,
@@ -94,5 +196,9 @@ def _runs_of(config: Config, entry: MethodEntry, pool: str, where: str) -> list[
                 **({"data": nemesis.data.VERSION, "training": nemesis.training.VERSION} if card.pretext else {}),
             },
         }
-        runs.append(Run(f"{card.name}-s{seed}-{digest(identity)}", card.name, entry.label or card.title, seed, identity))
+        runs.append(Run(_run_id(identity), card.name, entry.label or card.title, seed, identity, asked.part, asked.place))
     return runs
+
+
+def _run_id(identity: Mapping[str, Any]) -> str:
+    return f"{identity['method']}-s{identity['seed']}-{digest(identity)}"

@@ -1,18 +1,26 @@
-"""A small finished experiment on disk, made of fixed formulas: what the jobs of the report find when they start."""
+"""A small finished experiment on disk, made of fixed formulas: what the jobs of the report find when they start.
+
+Its rows are what the statistics make of its predictions and reconstructions, as in a real one.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 
+from nemesis.evaluation.reconstruction import RECONSTRUCTIONS
 from nemesis.evaluation.rows import write_rows
+from nemesis.evaluation.statistics import METRICS, cell_score, cells
 
 ORGANS = ("liver", "spleen", "left kidney", "gallbladder")
 FRACTIONS = (0.25, 1.0)
@@ -21,6 +29,14 @@ METHODS = (
     ("nemesis", "NEMESIS", (0, 1), 1.6),
     ("ae", "Auto_encoder & co", (0,), 0.9),
     ("random_vit", "Random ViT", (0,), 0.5),
+)
+EMBED_DIMS, MASK_RATIOS = (48, 96), (0.5, 0.75)
+VARIANTS = (  # label, group, settings that differ, superpatch, skill; the first is the method as configured
+    ("as configured", "", {}, 16, 1.6),
+    ("plane alone", "masking", {"plane_mask_ratio": 0.75, "axis_mask_ratio": 0.0}, 16, 1.4),
+    ("axis alone", "masking", {"plane_mask_ratio": 0.0, "axis_mask_ratio": 0.75}, 16, 1.0),
+    ("no noise", "noise", {"noise": [0.0]}, 16, 1.5),
+    ("superpatch 32³", "superpatch", {}, 32, 1.7),
 )
 
 
@@ -60,17 +76,36 @@ def make_experiment(root: Path, datasets: tuple[str, ...] = ("phantom",)) -> dic
     for method, label, seeds, skill in METHODS:
         for seed in seeds:
             run = f"{method}-s{seed}-0123456789ab"
-            entry = {"run": run, "label": label, "method": method, "seed": seed}
-            entry |= {"evaluation": str(root / "evaluation" / run), "folder": str(root / "runs" / run)}
-            _run_folder(Path(entry["folder"]), method, seed)
-            _evaluation_folder(Path(entry["evaluation"]), run, method, seed, skill, datasets)
-            runs.append(entry)
+            entry = {"run": run, "part": "methods", "label": label, "method": method, "seed": seed}
+            runs.append(_run(root, entry, {}, 16, skill, datasets))
+    for number, (dim, ratio) in enumerate(product(EMBED_DIMS, MASK_RATIOS)):
+        entry = {"run": f"nemesis-s0-{number:012x}", "part": "sweep", "label": f"E {dim}, r {ratio}", "method": "nemesis"}
+        entry |= {"seed": 0, "embed_dim": dim, "mask_ratio": ratio}
+        settings = {"embed_dim": dim, "plane_mask_ratio": ratio, "axis_mask_ratio": ratio}
+        runs.append(_run(root, entry, settings, 16, 1.2 + 0.1 * number, datasets))
+    for number, (label, group, settings, edge, skill) in enumerate(VARIANTS, 100):
+        entry = {"run": f"nemesis-s0-{number:012x}", "part": "ablations", "label": label, "group": group}
+        entry |= {"method": "nemesis", "seed": 0}
+        runs.append(_run(root, entry, settings, edge, skill, datasets))
+    fewer = {"method": "NEMESIS", "seeds": None, "pretraining": {"steps": 20}}
+    sweep = fewer | {"embed_dims": list(EMBED_DIMS), "mask_ratios": list(MASK_RATIOS), "search": None}
+    variants = [
+        {"label": label, "group": group, "settings": settings, "superpatch": None if edge == 16 else edge, "pretraining": {}}
+        for label, group, settings, edge, _ in VARIANTS[1:]
+    ]
+    pretraining = {"steps": 40, "batch_size": 4}
+    config = {"experiment": "small", "organs": list(ORGANS), "superpatch": 16, "pretraining": pretraining}
     return {
         "experiment": "small",
-        "config": {"experiment": "small", "organs": list(ORGANS), "superpatch": 16},
+        "config": config | {"sweep": sweep, "ablations": fewer | {"variants": variants}},
         "config_hash": "abcdef012345",
         "versions": {"data": 1, "report": 1},
         "datasets": list(datasets),
+        "data": [
+            {"dataset": name, "pool": pool, "patients": n // len(datasets), "scans": n // len(datasets), "kinds": kinds}
+            for name in datasets
+            for pool, n, kinds in (("pretraining", 20, {"none": 20}), ("evaluation", PATIENTS, {"exhaustive": PATIENTS}))
+        ],
         "patients": {"pretraining": 20, "evaluation": PATIENTS},
         "transductive": 0,
         "bootstrap": 200,
@@ -79,14 +114,27 @@ def make_experiment(root: Path, datasets: tuple[str, ...] = ("phantom",)) -> dic
     }
 
 
-def _run_folder(folder: Path, method: str, seed: int) -> None:
+def _run(
+    root: Path, entry: dict[str, Any], settings: dict[str, Any], edge: int, skill: float, datasets: tuple[str, ...]
+) -> dict[str, Any]:
+    run, method, seed = entry["run"], entry["method"], entry["seed"]
+    entry |= {"evaluation": str(root / "evaluation" / run), "folder": str(root / "runs" / run)}
+    whole = entry["part"] == "methods"
+    _run_folder(Path(entry["folder"]), method, seed, settings, edge, 40 if whole else 20)
+    _evaluation_folder(Path(entry["evaluation"]), run, method, seed, settings, skill, datasets, whole)
+    return entry
+
+
+def _run_folder(folder: Path, method: str, seed: int, settings: dict[str, Any], edge: int, steps: int) -> None:
     folder.mkdir(parents=True)
     trains = method != "random_vit"
+    masking = {"plane_masking": "columns", "axis_masking": "random"} if method == "nemesis" else {}
     identity = {
         "method": method,
         "seed": seed,
-        "settings": {"embed_dim": 48},
-        "pretraining": {"steps": 40} if trains else None,
+        "superpatch": edge,
+        "settings": {"embed_dim": 48, "noise": [0.0, 0.05], "plane_mask_ratio": 0.5, "axis_mask_ratio": 0.5} | masking | settings,
+        "pretraining": {"steps": steps, "batch_size": 4} if trains else None,
     }
     (folder / "run.json").write_text(json.dumps(identity))
     (folder / "checkpoint.safetensors").write_bytes(f"weights of {method} {seed}".encode())
@@ -97,7 +145,16 @@ def _run_folder(folder: Path, method: str, seed: int) -> None:
     (folder / "curve.jsonl").write_text("".join(json.dumps(p) + "\n" for p in points) if trains else "")
 
 
-def _evaluation_folder(folder: Path, run: str, method: str, seed: int, skill: float, datasets: tuple[str, ...]) -> None:
+def _evaluation_folder(
+    folder: Path,
+    run: str,
+    method: str,
+    seed: int,
+    settings: dict[str, Any],
+    skill: float,
+    datasets: tuple[str, ...],
+    whole: bool,
+) -> None:
     folder.mkdir(parents=True)
     rng = np.random.default_rng(7)
     total = PATIENTS * PER_PATIENT
@@ -106,10 +163,12 @@ def _evaluation_folder(folder: Path, run: str, method: str, seed: int, skill: fl
     truth[easy] = False
     noise = np.random.default_rng([11, len(method), seed]).normal(size=(2, len(FRACTIONS), *truth.shape))
     patient = np.arange(total) // PER_PATIENT
+    names = np.array([f"{datasets[n % len(datasets)]}/s{n:02}" for n in range(PATIENTS)])[patient]
     columns: dict[str, list[Any]] = {}
     rows: list[dict[str, Any]] = []
-    for p, protocol in enumerate(("linear", "knn")):
-        for f, fraction in enumerate(FRACTIONS):
+    fractions = FRACTIONS if whole else FRACTIONS[-1:]  # cells and variants: the linear probe at all labels alone
+    for p, protocol in enumerate(("linear", "knn") if whole else ("linear",)):
+        for f, fraction in enumerate(fractions):
             draws = (0, 1) if fraction < 1 else (0,)
             for draw in draws:
                 for o, organ in enumerate(ORGANS):
@@ -122,7 +181,7 @@ def _evaluation_folder(folder: Path, run: str, method: str, seed: int, skill: fl
                         "label_fraction": [fraction] * total,
                     }
                     part |= {"draw": [draw] * total, "fold": patient % FOLDS, "threshold": [0.35] * total}
-                    part |= {"patient": [f"{datasets[0]}/s{n:02}" for n in patient]}
+                    part |= {"patient": names}
                     for name, values in part.items():
                         columns.setdefault(name, []).extend(np.asarray(values).tolist())
                     if organ != "gallbladder":
@@ -135,48 +194,91 @@ def _evaluation_folder(folder: Path, run: str, method: str, seed: int, skill: fl
                                 "organ": organ,
                             }
                             place["selection"] = "fixed" if fraction < 1 else "inner validation"
-                            rows.append(place | {"metric": "auroc", "value": 0.5 + skill / 5, "easy_negatives": "out"})
+                            if protocol == "linear" and fraction == 1:
+                                luck = np.random.default_rng([13, round(100 * skill), fold]).normal()
+                                value = 0.5 + skill / 5 + 0.03 * luck
+                                rows.append(place | {"metric": "validation_auroc", "value": value})
             lacking = {"metric": "chance_organs", "value": 3 if fraction < 1 else 0, "easy_negatives": "out"}
             rows.append({"protocol": protocol, "label_fraction": fraction} | lacking)
-    for fraction, patients in zip(FRACTIONS, (2, 8), strict=True):
+    for fraction, patients in zip(fractions, (2, 8)[-len(fractions) :], strict=True):
         for fold in range(FOLDS):
             place = {"label_fraction": fraction, "draw": 0, "fold": fold}
             rows.append(place | {"metric": "training_patients", "value": patients, "unit": "patients"})
             rows.append(place | {"metric": "training_superpatches", "value": 9 * patients, "unit": "superpatches"})
     for o, organ in enumerate(ORGANS):
         rows.append({"organ": organ, "metric": "prevalence", "easy_negatives": "out", "value": float(truth[~easy, o].mean())})
+    costs = {"parameters": 1e6 * skill, "encode_macs": 1e8 * skill, "pretext_macs": 2e8 * skill if skill > 0.5 else None}
+    units = {"parameters": "parameters"}
+    rows += [{"metric": m, "unit": units.get(m, "MAC"), "value": value} for m, value in costs.items() if value is not None]
+    rows += _score_rows(pd.DataFrame(columns))
+    each = RECONSTRUCTIONS.empty_table()
     if method != "random_vit":
-        rows += [row for dataset in datasets for row in _reconstruction_rows(dataset, method == "nemesis", seed)]
+        each = _each(names, easy, method == "nemesis", settings, skill + seed / 8)
+        rows += _reconstruction_rows(each.to_pandas())
         np.savez(folder / "reconstruction.npz", **material())
     words = {name: pa.dictionary(pa.int8(), pa.string()) for name in ("protocol", "organ")}
     table = pa.table({n: pa.array(v).cast(words[n]) if n in words else v for n, v in columns.items()})
     pq.write_table(table, folder / "predictions.parquet")
+    pq.write_table(each, folder / "reconstructions.parquet")
     write_rows(folder / "rows.parquet", [{"run": run} | row for row in rows])
     (folder / "timing.json").write_text(json.dumps({"seconds": 3.25, "device": "cpu"}))
 
 
-def _reconstruction_rows(dataset: str, masks: bool, seed: int) -> list[dict[str, Any]]:
-    common = {
-        "dataset": dataset,
-        "scope": "superpatch",
-        "easy_negatives": "out",
-        "n_patients": PATIENTS,
-        "n_superpatches": 90,
-    }
-    figures = [(False, "whole", "psnr", 24.0), (False, "whole", "ssim", 0.71)]
-    if masks:
-        figures += [(True, "masked", "psnr", 21.5), (True, "visible", "psnr", 23.5), (True, "whole", "psnr", 22.75)]
-        figures += [(True, "whole", "ssim", 0.615), (True, "masked", "psnr_visible_mean", 18.125)]
-        figures += [(True, None, "effective_mask_ratio", 0.75)]
+def _score_rows(predictions: pd.DataFrame) -> list[dict[str, Any]]:
+    """The scores of every cell."""
     rows = []
-    for masked, region, metric, value in figures:
-        step = 1.0 if metric.startswith("psnr") else 0.0625
-        value += step * seed / 4
-        row = common | {"input_masked": masked, "region": region, "metric": metric, "value": value}
-        rows += [row, row | {"easy_negatives": "in", "value": value + 2 * step, "n_superpatches": 120}]
-        if metric in ("psnr", "ssim"):
-            whole = {"scope": "stitched", "easy_negatives": "in", "value": value + step}
-            rows.append(row | whole | {"n_patients": 1, "n_superpatches": None})
+    for protocol, fraction in predictions[["protocol", "label_fraction"]].drop_duplicates().itertuples(index=False):
+        selection = "fixed" if fraction < 1 else "inner validation"
+        for cell in cells(predictions, protocol, fraction).cells:
+            place = {"draw": cell.draw, "fold": cell.fold, "organ": cell.organ, "selection": selection, "easy_negatives": "out"}
+            place |= {"protocol": protocol, "label_fraction": fraction}
+            rows += [place | {"metric": metric, "value": cell_score(cell, metric)} for metric in METRICS]
+    return rows
+
+
+def _each(patient: NDArray[np.str_], easy: NDArray[np.bool_], masks: bool, settings: dict[str, Any], skill: float) -> pa.Table:
+    """The figures of every superpatch."""
+    level = 18 + 2 * skill + np.random.default_rng(5).normal(size=len(patient)) + 2 * easy
+    measures = [(False, "whole", "psnr", level + 1), (False, "whole", "ssim", 0.5 + level / 100)]
+    if masks:
+        hidden = 1 - (1 - settings.get("plane_mask_ratio", 0.5)) * (1 - settings.get("axis_mask_ratio", 0.5))
+        measures += [(True, "masked", "psnr", level), (True, "masked", "psnr_visible_mean", level - 3)]
+        measures += [(True, "visible", "psnr", level + 2), (True, "whole", "psnr", level + 1.25)]
+        measures += [(True, "whole", "ssim", 0.4 + level / 100), (True, None, "effective_mask_ratio", hidden + 0 * level)]
+    parts = [
+        pa.Table.from_pydict(
+            {
+                "dataset": [name.partition("/")[0] for name in patient],
+                "patient": patient.tolist(),
+                "superpatch": range(len(patient)),
+                "easy": easy,
+                "input_masked": [masked] * len(patient),
+                "region": [region] * len(patient),
+                "metric": [metric] * len(patient),
+                "value": value,
+            },
+            schema=RECONSTRUCTIONS,
+        )
+        for masked, region, metric, value in measures
+    ]
+    return pa.concat_tables(parts).unify_dictionaries().combine_chunks()
+
+
+def _reconstruction_rows(each: pd.DataFrame) -> list[dict[str, Any]]:
+    """The means of the figures of every superpatch; the one stitched volume of each dataset lies 1 above them."""
+    datasets = sorted(each["dataset"].unique())
+    rows = []
+    for dataset in [*(["+".join(datasets)] if len(datasets) > 1 else []), *datasets]:
+        here = each if "+" in dataset else each[each["dataset"] == dataset]
+        for (masked, metric, region), group in here.groupby(["input_masked", "metric", "region"], dropna=False, observed=True):
+            row = {"dataset": dataset, "input_masked": bool(masked), "metric": metric}
+            row["region"] = None if pd.isna(region) else region
+            for easy, chosen in (("out", group[~group["easy"]]), ("in", group)):
+                sizes = {"n_patients": chosen["patient"].nunique(), "n_superpatches": len(chosen)}
+                rows.append(row | sizes | {"scope": "superpatch", "easy_negatives": easy, "value": chosen["value"].mean()})
+            if metric in ("psnr", "ssim"):
+                whole = {"scope": "stitched", "easy_negatives": "in", "n_patients": 1}
+                rows.append(row | whole | {"value": group["value"].mean() + 1})
     return rows
 
 

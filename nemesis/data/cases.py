@@ -11,10 +11,10 @@ import glob
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter
 
@@ -89,6 +89,33 @@ def list_cases(dataset: Dataset, root: Path | None, exclude: Collection[str] = (
     return listing.result()
 
 
+def stand_ins(dataset: NiftiFolder | NnunetFolder, named: Iterable[str], exclude: Collection[str] = ()) -> list[Case]:
+    """What :func:`list_cases` may say once the dataset's folder is there: as many cases as are ``expected``, to plan with.
+
+    All have the first kind of labels that the dataset can have.
+
+    Args:
+        named: cases that the configuration calls by name; the others are called ``expected-0001`` and so on.
+        exclude: cases (dataset/case) to go on without.
+    """
+    number = max(1, (dataset.expected or 0) - sum(name.startswith(f"{dataset.name}/") for name in exclude))
+    kinds = dataset.labels if isinstance(dataset, NiftiFolder) else {"exhaustive": ""}
+    kind: Kind = next((kind for kind in get_args(Kind) if kind in kinds), "none")
+    label = None if kind == "none" else ""
+    cases = []
+    for case in [*sorted(set(named)), *(f"expected-{n:04d}" for n in range(1, number + 1))][:number]:
+        mark = _digest("expected", dataset.name, case)
+        cases.append(Case(dataset.name, case, case, "", label, kind, None, mark, "" if label is None else mark))
+    return cases
+
+
+def expected_numbers(dataset: NiftiFolder | NnunetFolder, organs: Sequence[str]) -> dict[str, int]:
+    """What :func:`label_numbers` may say once the folder is there; of nnU-Net's dataset.json, that it names these organs."""
+    if isinstance(dataset, NnunetFolder):
+        return {organ: number for number, organ in enumerate(organs, 1)}
+    return label_numbers(dataset, None)
+
+
 def label_numbers(dataset: Dataset, root: Path | None) -> dict[str, int]:
     """Organ name → its number in this dataset's label maps.
 
@@ -131,7 +158,7 @@ def check_organs(organs: Iterable[str], numbers: Mapping[str, Mapping[str, int]]
 def write_manifest(path: Path, dataset: Dataset, cases: list[Case], numbers: Mapping[str, int]) -> None:
     """Write the manifest; a file that already says the same is left untouched, so that nothing downstream reruns."""
     content = {
-        "dataset": dataset.model_dump(mode="json", exclude={"root"}),
+        "dataset": dataset.model_dump(mode="json", exclude={"root", "expected"}),
         "label_numbers": dict(numbers),
         "cases": [asdict(case) for case in cases],
     }

@@ -12,10 +12,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemesis.config import Pools
+from nemesis.config import PerDataset, Pools
 from nemesis.data.cases import SCORED_KINDS, Case
 from nemesis.errors import Fault, NemesisError, did_you_mean
 from nemesis.files import write_text_if_changed
+
+Wish = int | list[str] | PerDataset | None
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ def split(cases: list[Case], pools: Pools) -> tuple[list[Case], list[Case]]:
     """The pretraining and the evaluation pool, by patient; both sorted by dataset and case.
 
     Evaluation patients have at least one exhaustive or partial label map. A name in a list is ``patient`` or
-    ``dataset/patient``.
+    ``dataset/patient``. A mapping asks for so many, or all, of each dataset it names and for nobody else.
 
     Raises:
         NemesisError: with every fault at once: names that do not exist, are ambiguous or stand twice, more patients
@@ -63,18 +65,17 @@ def split(cases: list[Case], pools: Pools) -> tuple[list[Case], list[Case]]:
     return first, second
 
 
-def _choose(
-    pool: str, wish: int | list[str] | None, eligible: set[str], everyone: set[str], seed: int, faults: list[Fault]
-) -> set[str]:
+def _choose(pool: str, wish: Wish, eligible: set[str], everyone: set[str], seed: int, faults: list[Fault]) -> set[str]:
     where = f"pools.{pool}"
     if wish is None:
         return set(eligible)
     if isinstance(wish, int):
         if not 1 <= wish <= len(eligible):
-            kind = "with exhaustive or partial labels" if pool == "evaluation" else "left"
-            what = f"asks for {wish} patients, but there are {len(eligible)} {kind}"
+            what = f"asks for {wish} patients, but there are {len(eligible)} {_eligible(pool)}"
             faults.append(Fault(where, what, "Ask for fewer, but at least one." if eligible else "Add scans."))
         return set(_ranked(eligible, pool, seed)[: max(0, wish)])
+    if isinstance(wish, dict):
+        return _choose_per_dataset(pool, wish, eligible, everyone, seed, faults)
     chosen: set[str] = set()
     for name in wish:
         fits = [name] if name in everyone else sorted(p for p in everyone if p.partition("/")[2] == name)
@@ -90,6 +91,28 @@ def _choose(
     if not wish:
         faults.append(Fault(where, "the list is empty", "Name at least one patient, or say how many."))
     return chosen
+
+
+def _choose_per_dataset(
+    pool: str, wish: PerDataset, eligible: set[str], everyone: set[str], seed: int, faults: list[Fault]
+) -> set[str]:
+    datasets = sorted({patient.partition("/")[0] for patient in everyone})
+    chosen: set[str] = set()
+    for dataset, number in wish.items():
+        patients = {patient for patient in eligible if patient.partition("/")[0] == dataset}
+        count = max(1, len(patients)) if number == "all" else number
+        if count and dataset not in datasets:
+            remedy = did_you_mean(dataset, datasets, f"Known datasets: {', '.join(datasets)}.")
+            faults.append(Fault(f"pools.{pool}", f"there is no dataset '{dataset}'", remedy))
+        elif count > len(patients):
+            what = f"asks for {number} patients of '{dataset}', but there are {len(patients)} {_eligible(pool)}"
+            faults.append(Fault(f"pools.{pool}", what, "Ask for fewer; 0 leaves the dataset out."))
+        chosen.update(_ranked(patients, pool, seed)[:count])
+    return chosen
+
+
+def _eligible(pool: str) -> str:
+    return "with exhaustive or partial labels" if pool == "evaluation" else "left"
 
 
 def write_pool(path: Path, cases: list[Case], labels: bool) -> None:

@@ -72,10 +72,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class MethodCost:
-    """MAC of any method, per superpatch."""
+    """MAC of any method, per superpatch, and the sizes of its network."""
 
     encode: int  # from a superpatch to its vector, nothing masked
     pretext: int | None  # the pretext's forward pass on what the method draws; None: it has no pretext
+    parameters: int
+    features: int  # numbers in a vector
 
     def encode_volume(self, edge: int, volume: Size = VOLUME) -> int:
         """MAC of encoding all superpatches of a volume."""
@@ -227,14 +229,22 @@ def method_cost(method: Method[Any], count: Counter = by_torch, device: str = "m
     def voxels(edge: int) -> Tensor:
         return torch.zeros(BATCH, 1, edge, edge, edge, device=device)
 
+    features = 0
+
+    def encoded(network: nn.Module, voxels: Tensor) -> Tensor:
+        nonlocal features
+        vectors = method.encode(network, voxels)
+        features = int(vectors.shape[1])
+        return vectors
+
     def pretext(network: nn.Module, voxels: Tensor) -> Tensor:
         return method.pretext_loss(network, Batch(voxels, Keys.at(0, 0, range(BATCH), device))).total
 
     network = _built(method, device)
-    encode = count(method.encode, network.eval(), voxels(method.superpatch)) // BATCH
-    if not method.card.pretext:
-        return MethodCost(encode, None)
-    return MethodCost(encode, count(pretext, network.train(), voxels(method.draw().edge)) // BATCH)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    encode = count(encoded, network.eval(), voxels(method.superpatch)) // BATCH
+    pretrain = count(pretext, network.train(), voxels(method.draw().edge)) // BATCH if method.card.pretext else None
+    return MethodCost(encode, pretrain, parameters, features)
 
 
 def _built(method: Method[Any], device: str) -> nn.Module:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +18,11 @@ from numpy.typing import NDArray
 import nemesis.data
 from nemesis.config import Preparation, Probe, Reconstruction
 from nemesis.data.superpatches import Scans, evaluation_superpatches
+from nemesis.errors import Fault, NemesisError
+from nemesis.evaluation.cost import method_cost
 from nemesis.evaluation.features import ENCODING, features
 from nemesis.evaluation.probe import probe
-from nemesis.evaluation.reconstruction import reconstruct
+from nemesis.evaluation.reconstruction import no_reconstructions, reconstruct
 from nemesis.evaluation.rows import write_rows
 from nemesis.files import digest, file_sha256, write_bytes, write_npz, write_parquet, write_text
 from nemesis.method import Method, create
@@ -27,11 +31,25 @@ from nemesis.training.device import Precision, device_for, peak_memory_mib, reso
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import nn
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """A frozen network on its device, and the superpatches that it is judged by."""
+
+    method: Method[Any]
+    network: nn.Module
+    scans: Scans
+    table: pd.DataFrame
+    probing: Probe
+    device: torch.device
+    precision: Precision
 
 
 def evaluate(spec: Mapping[str, Any], device: str = "auto") -> None:
-    """Judge one run's network; write rows, predictions, timing.json and reconstruction.npz (empty where it cannot).
+    """Judge one run's network; write rows, predictions, reconstructions (of every superpatch, and one volume: empty where
+    it cannot) and timing.json.
 
     The files are written when all is done, each atomically; the same inputs and thread count give the same bytes
     (timing.json apart).
@@ -49,31 +67,27 @@ def evaluate(spec: Mapping[str, Any], device: str = "auto") -> None:
     """
     began = time.perf_counter()
     timing: dict[str, float | str] = {}
-    identity, out = spec["identity"], Path(spec["out"])
-    probing = Probe.model_validate(spec["probe"])
-    set_threads(probing.threads)
-    method = create(identity["method"], identity["settings"], identity["superpatch"])
-    network = method.build()
-    load_weights(network, Path(spec["checkpoint"]))
-    scans = Scans(Path(spec["pool"]), Path(spec["index"]), Preparation.model_validate(spec["preparation"]))
-    table = evaluation_superpatches(scans, identity["superpatch"], spec["organs"], spec["label_numbers"], probing.positive_voxels)
-    print(f"{len(table)} superpatches of {len(scans)} scans, {int(table['easy'].sum())} of them empty", flush=True)
+    out = Path(spec["out"])
     material: dict[str, NDArray[Any]] = {}
-    with device_for(device) as place:
-        network = network.to(place).eval()
-        precision = resolve_precision(probing.precision, place)
-        encoded = _cached_features(spec, method, network, scans, table, place, precision, timing)
+    reconstructions = no_reconstructions()
+    with _bench(spec, device) as bench:
+        method, place = bench.method, bench.device
+        encoded = _cached_features(spec, bench, timing)
         start = time.perf_counter()
-        predictions, rows = probe(encoded, table, spec["organs"], probing)
+        predictions, rows = probe(encoded, bench.table, spec["organs"], bench.probing)
         timing["probe_seconds"] = time.perf_counter() - start
         if method.card.reconstructs:
             start = time.perf_counter()
             settings = Reconstruction.model_validate(spec["reconstruction"])
-            found, material = reconstruct(method, network, scans, table, identity["superpatch"], settings, place, precision)
+            found, reconstructions, material = reconstruct(
+                method, bench.network, bench.scans, bench.table, method.superpatch, settings, place, bench.precision
+            )
             rows += found
             timing["reconstruction_seconds"] = time.perf_counter() - start
         timing["device"] = torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu"
+    rows += _cost_rows(method, bench.network)
     write_npz(out / "reconstruction.npz", material)
+    write_parquet(out / "reconstructions.parquet", reconstructions)
     write_parquet(out / "predictions.parquet", predictions)
     write_rows(out / "rows.parquet", [{"run": spec["run"]} | row for row in rows])
     timing["seconds"] = time.perf_counter() - began
@@ -81,18 +95,60 @@ def evaluate(spec: Mapping[str, Any], device: str = "auto") -> None:
     write_text(out / "timing.json", json.dumps(timing, indent=1) + "\n")
 
 
-def _cached_features(
-    spec: Mapping[str, Any],
-    method: Method[Any],
-    network: nn.Module,
-    scans: Scans,
-    table: pd.DataFrame,
-    device: torch.device,
-    precision: Precision,
-    timing: dict[str, float | str],
-) -> NDArray[np.float32]:
+def validation_auroc(spec: Mapping[str, Any], device: str = "auto", weights: Mapping[str, Tensor] | None = None) -> float:
+    """What a search may look at: the mean over folds and organs of the linear probe's AUROC in inner validation, which sees no
+    superpatch of a fold's test patients.
+
+    Args:
+        spec: as for :func:`evaluate`.
+        device: auto, cpu or cuda.
+        weights: the network's, of a training that is not finished; None takes the checkpoint's.
+
+    Raises:
+        NemesisError: a checkpoint that does not fit, or too few labels to validate by.
+    """
+    with _bench(spec, device, weights) as bench:
+        encoded = _cached_features(spec, bench, {}) if weights is None else _features(bench)
+        _, rows = probe(encoded, bench.table, spec["organs"], bench.probing)
+    values = [row["value"] for row in rows if row["metric"] == "validation_auroc" and row["protocol"] == "linear"]
+    if not values:
+        what = "in no fold has an organ labels enough to be validated on training patients"
+        raise NemesisError(Fault("sweep.search", what, "Add labelled patients to the evaluation pool, or leave `search` out."))
+    return float(np.mean(values))
+
+
+@contextmanager
+def _bench(spec: Mapping[str, Any], device: str, weights: Mapping[str, Tensor] | None = None) -> Iterator[_Bench]:
+    identity, probing = spec["identity"], Probe.model_validate(spec["probe"])
+    set_threads(probing.threads)
+    method = create(identity["method"], identity["settings"], identity["superpatch"])
+    network = method.build()
+    if weights is None:
+        load_weights(network, Path(spec["checkpoint"]))
+    else:
+        network.load_state_dict(weights)
+    scans = Scans(Path(spec["pool"]), Path(spec["index"]), Preparation.model_validate(spec["preparation"]))
+    table = evaluation_superpatches(scans, method.superpatch, spec["organs"], spec["label_numbers"], probing.positive_voxels)
+    print(f"{len(table)} superpatches of {len(scans)} scans, {int(table['easy'].sum())} of them empty", flush=True)
+    with device_for(device) as place:
+        precision = resolve_precision(probing.precision, place)
+        yield _Bench(method, network.to(place).eval(), scans, table, probing, place, precision)
+
+
+def _cost_rows(method: Method[Any], network: nn.Module) -> list[dict[str, Any]]:
+    """Parameters of the whole network, and multiply–accumulates of one superpatch: to its vector, and through the pretext."""
+    with torch.no_grad():
+        cost = method_cost(method)
+    figures = {"encode_macs": ("MAC", cost.encode), "pretext_macs": ("MAC", cost.pretext)}
+    figures["parameters"] = ("parameters", sum(parameter.numel() for parameter in network.parameters()))
+    return [
+        {"metric": metric, "unit": unit, "value": float(value)} for metric, (unit, value) in figures.items() if value is not None
+    ]
+
+
+def _cached_features(spec: Mapping[str, Any], bench: _Bench, timing: dict[str, float | str]) -> NDArray[np.float32]:
     """The features (N, F), computed once for a checkpoint, a pool and whatever else decides their bits."""
-    edge = spec["identity"]["superpatch"]
+    method, scans = bench.method, bench.scans
     key = {
         "encoding": ENCODING,
         "data": nemesis.data.VERSION,
@@ -100,20 +156,25 @@ def _cached_features(
         "method": [method.card.name, method.card.version, method.settings.model_dump(mode="json")],
         "scans": [[case.dataset, case.case, scans.row(i)["content_hash"]] for i, case in enumerate(scans.cases)],
         "preparation": spec["preparation"],
-        "superpatch": edge,
-        "threads": spec["probe"]["threads"],
-        "device": device.type,
-        "precision": precision,
+        "superpatch": method.superpatch,
+        "threads": bench.probing.threads,
+        "device": bench.device.type,
+        "precision": bench.precision,
     }
     path = Path(spec["features"]) / f"{digest(key)}.npy"
     if path.exists():
         print(f"features from {path}", flush=True)
         return np.asarray(np.load(path, allow_pickle=False))
     start = time.perf_counter()
-    encoded = features(method, network, scans, table, edge, device, precision)
+    encoded = _features(bench)
     seconds = time.perf_counter() - start
     timing |= {"feature_seconds": seconds, "encoded_superpatches_per_second": len(encoded) / seconds}
     buffer = io.BytesIO()
     np.save(buffer, encoded)
     write_bytes(path, buffer.getvalue())
     return encoded
+
+
+def _features(bench: _Bench) -> NDArray[np.float32]:
+    b = bench
+    return features(b.method, b.network, b.scans, b.table, b.method.superpatch, b.device, b.precision)

@@ -32,15 +32,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
+from scipy.stats import rankdata
 from threadpoolctl import threadpool_limits
 
-from nemesis.config import MIN_EVALUATION_PATIENTS, Probe
+from nemesis.config import MIN_EVALUATION_PATIENTS, MIN_PATIENTS_FOR_SELECTION, Probe
 from nemesis.data.pools import folds, label_subsets
 from nemesis.errors import Fault, NemesisError
 from nemesis.evaluation.progress import progress
 from nemesis.evaluation.statistics import METRICS, Cell, EasyNegatives, cell_score, cells
 
-MIN_PATIENTS_FOR_SELECTION = 5
 INNER_FOLDS = 5
 KNN_TEMPERATURE = 0.07
 CHANCE = 0.5
@@ -87,6 +87,7 @@ class Answer:
     tuned: Bools  # (organs,): so does the threshold
     chance: Bools  # (organs,): the training subset lacks a class
     regularisation: Floats  # (organs,): C; NaN where there is none
+    validation: Floats  # (organs,): AUROC in inner validation at that C; NaN where there is none
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,10 @@ def probe(
 
     Returns:
         The predictions (:data:`PREDICTIONS`) and the rows: auroc, f1, f1_tuned, average_precision of each cell, with
-        easy negatives out and in; per problem training_patients and training_superpatches, per cell of the linear
-        probe its regularisation; per protocol and fraction chance_organs, the cells at chance for want of a class;
-        per organ its prevalence.
+        easy negatives out and in; per problem training_patients and training_superpatches; per cell of the linear probe
+        its regularisation and validation_auroc (over the validation predictions of all inner folds of the training
+        patients: what may be looked at to choose); per protocol and fraction chance_organs, the cells at chance for want
+        of a class; per organ its prevalence.
 
     Raises:
         NemesisError: fewer than 3 patients with labels of these organs.
@@ -206,7 +208,7 @@ def _linear(x: Floats, truth: Bools, known: Bools, inner: NDArray[np.intp] | Non
     basis, z = _principal(x)
     fixed = settings.fixed_regularisation
     chosen = np.full(organs, fixed)
-    threshold, selected = np.full(organs, CHANCE, np.float32), np.zeros(organs, bool)
+    threshold, selected, validated_auroc = np.full(organs, CHANCE, np.float32), np.zeros(organs, bool), np.full(organs, np.nan)
     if inner is not None:
         values = np.array(sorted(set(settings.regularisation)))
         trained_on = [known & (inner != fold)[:, None] for fold in range(INNER_FOLDS)]
@@ -229,12 +231,13 @@ def _linear(x: Floats, truth: Bools, known: Bools, inner: NDArray[np.intp] | Non
             rows = validated[:, organ]
             validation = expit(logit[rows, best[organ], organ]).astype(np.float32)
             threshold[organ] = best_threshold(truth[rows, organ], validation)
+            validated_auroc[organ] = auroc(truth[rows, organ], logit[rows, best[organ], organ])
     score = np.full((len(x_test), organs), CHANCE, np.float32)
     if learnable.any():
         rows = known[:, learnable]
         weights = fit_logistic(z, truth[:, learnable], rows, chosen[learnable], tolerance=1e-5)
         score[:, learnable] = expit(x_test @ (basis @ weights[:-1]) + weights[-1])
-    return Answer(score, threshold, selected, selected, ~learnable, np.where(learnable, chosen, np.nan))
+    return Answer(score, threshold, selected, selected, ~learnable, np.where(learnable, chosen, np.nan), validated_auroc)
 
 
 def _principal(x: Floats) -> tuple[Floats, Floats]:
@@ -316,7 +319,8 @@ def _neighbours(x: Floats, truth: Bools, known: Bools, inner: NDArray[np.intp] |
             threshold[organ] = best_threshold(truth[rows, organ], validation[rows, organ])
     score = _vote(x_test @ x.T, truth, known, settings.neighbours)
     score[:, ~learnable] = CHANCE
-    return Answer(score, threshold, np.zeros(organs, bool), tuned, ~learnable, np.full(organs, np.nan))
+    nothing = np.full(organs, np.nan)
+    return Answer(score, threshold, np.zeros(organs, bool), tuned, ~learnable, nothing, nothing)
 
 
 def _vote(similarity: Floats, truth: Bools, known: Bools, k: int) -> NDArray[np.float32]:
@@ -346,6 +350,15 @@ def best_threshold(truth: Bools, score: NDArray[np.float32]) -> float:
     upper, lower = ranked[cut], ranked[cut + 1] if cut + 1 < len(ranked) else np.float32(0.0)
     middle = np.float32((upper + lower) / 2)
     return float(middle if lower <= middle < upper else np.nextafter(upper, np.float32(-1)))
+
+
+def auroc(truth: Bools, score: Floats) -> float:
+    """Area under the ROC curve (Mann–Whitney), ties one half; NaN where a class lacks."""
+    positives, negatives = int(truth.sum()), int((~truth).sum())
+    if not positives or not negatives:
+        return float("nan")
+    wins = rankdata(score)[truth].sum() - positives * (positives + 1) / 2
+    return float(wins / (positives * negatives))
 
 
 def _both_classes(truth: Bools, known: Bools) -> Bools:
@@ -399,6 +412,12 @@ def _rows(
         place = {"label_fraction": problem.fraction, "draw": problem.draw, "fold": problem.fold}
         rows.append(place | {"metric": "training_patients", "unit": "patients", "value": len(problem.train)})
         rows.append(place | {"metric": "training_superpatches", "unit": "superpatches", "value": int(used.sum())})
+    for (protocol, problem), answer in answers.items():
+        place = {"label_fraction": problem.fraction, "draw": problem.draw, "fold": problem.fold}
+        for number in np.flatnonzero(np.isfinite(answer.validation)).tolist():
+            told = {"protocol": protocol, "selection": "inner validation", "metric": "validation_auroc"}
+            sizes = {"n_patients": len(problem.train)}
+            rows.append(place | told | sizes | {"organ": organs[number], "value": float(answer.validation[number])})
     at = {(protocol, p.fraction, p.draw, p.fold): answer for (protocol, p), answer in answers.items()}
     frame = predictions.to_pandas()
     both: tuple[EasyNegatives, ...] = ("out", "in")

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
@@ -32,6 +33,19 @@ SSIM_SLAB_VOXELS = 2**22  # a stitched volume is taken in slabs of about this si
 SMALLEST_MSE = 1e-10
 
 Measure = tuple[bool, str | None, str]  # input masked, region, metric
+
+RECONSTRUCTIONS = pa.schema(
+    [
+        ("dataset", pa.dictionary(pa.int32(), pa.string())),
+        ("patient", pa.dictionary(pa.int32(), pa.string())),  # dataset/patient
+        ("superpatch", pa.int32()),  # row of the superpatch table
+        ("easy", pa.bool_()),
+        ("input_masked", pa.bool_()),
+        ("region", pa.dictionary(pa.int8(), pa.string())),
+        ("metric", pa.dictionary(pa.int8(), pa.string())),
+        ("value", pa.float64()),
+    ]
+)
 
 
 def psnr(prediction: Tensor, target: Tensor) -> float:
@@ -84,7 +98,7 @@ def _ssim_map(a: Tensor, b: Tensor) -> Tensor:
     return similarity
 
 
-def measure(truth: Tensor, hidden: Tensor, predicted: Tensor, unmasked: Tensor) -> dict[Measure, float]:
+def measure(truth: Tensor, hidden: Tensor, predicted: Tensor, unmasked: Tensor | None) -> dict[Measure, float]:
     """All figures of one volume, each tensor (D, H, W).
 
     ``masked`` is NaN where nothing or everything is hidden: filling with the mean of the visible voxels, which stands
@@ -95,17 +109,18 @@ def measure(truth: Tensor, hidden: Tensor, predicted: Tensor, unmasked: Tensor) 
         truth: the input.
         hidden: True where the network did not see it.
         predicted: what it then said.
-        unmasked: what it says when it sees everything.
+        unmasked: what it says when it sees everything; None where that is not asked for.
     """
     pasted, some = torch.where(hidden, predicted, truth), bool(hidden.any())
-    return {
+    found: dict[Measure, float] = {
         (True, "masked", "psnr"): float("nan") if hidden.all() else psnr(predicted[hidden], truth[hidden]),
         (True, "visible", "psnr"): psnr(predicted[~hidden], truth[~hidden]),
         (True, "whole", "psnr"): psnr(pasted, truth) if some else float("nan"),
         (True, "whole", "ssim"): ssim(pasted, truth) if some else float("nan"),
-        (False, "whole", "psnr"): psnr(unmasked, truth),
-        (False, "whole", "ssim"): ssim(unmasked, truth),
     }
+    if unmasked is not None:
+        found |= {(False, "whole", "psnr"): psnr(unmasked, truth), (False, "whole", "ssim"): ssim(unmasked, truth)}
+    return found
 
 
 class Stitched:
@@ -131,17 +146,18 @@ def reconstruct(
     settings: Reconstruction,
     device: torch.device,
     precision: Precision = "32-true",
-) -> tuple[list[dict[str, Any]], dict[str, NDArray[Any]]]:
+) -> tuple[list[dict[str, Any]], pa.Table, dict[str, NDArray[Any]]]:
     """Reconstruct every superpatch of ``table``, once under its fixed mask and once from the whole input.
 
     A superpatch's mask depends on ``settings.mask_seed`` and its row in ``table``. Of a method that hides nothing, only
-    the figures of unmasked input exist.
+    the figures of unmasked input exist; of one that hides, they do where ``settings.unmasked`` asks for them.
 
     Returns:
         Rows (:mod:`nemesis.evaluation.rows`): psnr and ssim by region, psnr_visible_mean (hidden voxels filled with the
         mean of their superpatch's visible ones; over the very superpatches that the psnr of region masked is over) and
         effective_mask_ratio, per superpatch with easy negatives out and in, each with the number of superpatches that
         its mean is over; psnr and ssim of the stitched volumes.
+        The figures of every superpatch by itself (:data:`RECONSTRUCTIONS`), which intervals are made from.
         The figure's material: ``input`` and ``reconstruction`` (pasted; of a method that hides nothing its prediction)
         as uint8 with 255 at the window's upper end, ``hidden`` as bool, each the first stitched volume (D, H, W), and
         ``spacing`` (3,) in mm.
@@ -155,19 +171,20 @@ def reconstruct(
     scan, starts, extents = (
         table[columns].to_numpy() for columns in ("scan", ["start_d", "start_h", "start_w"], ["valid_d", "valid_h", "valid_w"])
     )
-    hides = False
+    hides, both = False, True  # known from the first batch on
     for places, batch in batches(scans, table, edge):
         voxels = batch.to(device)
         with arithmetic(device, precision):
             masked = method.reconstruct(network, voxels, Keys.at(settings.mask_seed, 0, places.tolist(), device))
             hides |= bool(masked.hidden.any())
-            unmasked = method.reconstruct(network, voxels, None) if hides else masked
+            both = settings.unmasked or not hides
+            unmasked = method.reconstruct(network, voxels, None) if hides and both else masked
         for number, place in enumerate(places):
             d, h, w = extents[place].tolist()
             inside = np.s_[number, 0, :d, :h, :w]
             truth, hidden = voxels[inside], masked.hidden[inside]
             predicted, whole = masked.prediction[inside].float(), unmasked.prediction[inside].float()
-            found = measure(truth, hidden, predicted, whole)
+            found = measure(truth, hidden, predicted, whole if both else None)
             filled = truth[~hidden].mean().expand(int(hidden.sum()))  # NaN where nothing is visible, and so its PSNR
             found[True, "masked", "psnr_visible_mean"] = psnr(filled, truth[hidden])
             found[True, None, "effective_mask_ratio"] = masked.hidden[number].float().mean().item()
@@ -176,7 +193,7 @@ def reconstruct(
             if names[scan[place]] in volumes:
                 volumes[names[scan[place]]].put(starts[place].tolist(), truth, hidden, predicted, whole)
             progress("reconstructions", int(place) + 1, len(table))
-    stitched = {name: measure(v.truth, v.hidden, v.predicted, v.unmasked) for name, v in volumes.items()}
+    stitched = {name: measure(v.truth, v.hidden, v.predicted, v.unmasked if both else None) for name, v in volumes.items()}
     rows = [*_superpatch_rows(values, table), *_stitched_rows(stitched)]
     case, volume = next(iter(volumes.items()))
     pasted = torch.where(volume.hidden, volume.predicted, volume.truth) if hides else volume.unmasked
@@ -186,12 +203,41 @@ def reconstruct(
         "hidden": volume.hidden.numpy(),
         "spacing": np.asarray(scans.row(names.index(case))["spacing"], np.float64),
     }
-    return [row for row in rows if hides or not row["input_masked"]], material
+    values = {measured: value for measured, value in values.items() if hides or not measured[0]}
+    return [row for row in rows if hides or not row["input_masked"]], _each(values, table), material
+
+
+def no_reconstructions() -> pa.Table:
+    """The table of a method that does not reconstruct."""
+    return RECONSTRUCTIONS.empty_table()
+
+
+def _each(values: dict[Measure, NDArray[np.float64]], table: pd.DataFrame) -> pa.Table:
+    dataset, patient, easy = table["dataset"].to_numpy(object), _patients(table), table["easy"].to_numpy(bool)
+    parts = []
+    for (input_masked, region, metric), value in values.items():
+        (rows,) = np.nonzero(np.isfinite(value))
+        columns = {
+            "dataset": dataset[rows],
+            "patient": patient[rows],
+            "superpatch": rows.astype(np.int32),
+            "easy": easy[rows],
+            "input_masked": np.full(len(rows), input_masked),
+            "region": [region] * len(rows),
+            "metric": [metric] * len(rows),
+            "value": value[rows],
+        }
+        parts.append(pa.table({name: pa.array(column, RECONSTRUCTIONS.field(name).type) for name, column in columns.items()}))
+    return pa.concat_tables(parts).unify_dictionaries().combine_chunks()
+
+
+def _patients(table: pd.DataFrame) -> NDArray[np.object_]:
+    return np.asarray(table["dataset"].to_numpy(object) + "/" + table["patient"].to_numpy(object))
 
 
 def _superpatch_rows(values: dict[Measure, NDArray[np.float64]], table: pd.DataFrame) -> Iterator[dict[str, Any]]:
     dataset = table["dataset"].to_numpy(object)
-    patient = table["dataset"].to_numpy(object) + "/" + table["patient"].to_numpy(object)
+    patient = _patients(table)
     easy = table["easy"].to_numpy(bool)
     for measured, value in values.items():
         for name, here in _datasets(dataset):

@@ -9,7 +9,7 @@ selection       how hyper-parameters of the row were chosen: "inner validation" 
 label_fraction  share of the training patients whose labels were used
 draw, fold      which draw of the fraction, which fold was tested
 organ           the organ probed
-unit            unit of the value (dB, patients, superpatches); null: a share or a score without unit
+unit            unit of the value (dB, patients, superpatches, MAC, parameters); null: a share or a score without unit
 scope           superpatch (measured per superpatch, then averaged) or stitched (on the volume put together from them)
 region          voxels that count: masked, visible, whole
 easy_negatives  whether superpatches under the foreground floor count: in, out

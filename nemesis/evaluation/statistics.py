@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -44,7 +45,7 @@ class Estimate:
     per_seed: tuple[float, ...]  # of a difference: empty, seeds of two methods have nothing in common
     n_patients: int  # whose superpatches were scored
     n_superpatches: int
-    n_cells: int  # (fold, draw, organ) behind the mean
+    n_cells: int  # (fold, draw, organ) behind the mean; of a mean over superpatches 0
     p: float | None  # of a difference: two-sided bootstrap p against zero
     note: str  # why there is no interval; empty where there is one
 
@@ -82,26 +83,54 @@ def cells(predictions: pd.DataFrame, protocol: str, label_fraction: float, easy_
         easy_negatives: "in" scores superpatches under the foreground floor too; the cells that count stay the same.
     """
     chosen = predictions[(predictions["protocol"] == protocol) & (predictions["label_fraction"] == label_fraction)]
-    names = tuple(sorted(chosen["patient"].unique()))
-    place = pd.Series(np.arange(len(names)), index=pd.Index(names, dtype=object))
+    names, place = _places(chosen["patient"])
+    values = {
+        name: chosen[name].to_numpy() for name in ("fold", "draw", "organ", "superpatch", "truth", "easy", "score", "threshold")
+    }
+    number = chosen.groupby(["fold", "draw", "organ"], sort=True, observed=True).ngroup().to_numpy()
+    order = np.argsort(number, kind="stable")
     found = []
-    key: Any  # pandas calls a group's key Hashable
-    for key, group in chosen.groupby(["fold", "draw", "organ"], sort=True, observed=True):
-        truth, easy = group["truth"].to_numpy(bool), group["easy"].to_numpy(bool)
+    for group in np.split(order, np.flatnonzero(np.diff(number[order], prepend=-1)))[1:]:
+        truth, easy = values["truth"][group].astype(bool), values["easy"][group].astype(bool)
         hard = truth[~easy]
         if hard.all() or not hard.any():
             continue
-        kept = np.ones_like(easy) if easy_negatives == "in" else ~easy
-        everyone = place.loc[group["patient"].to_numpy(object)[kept]].to_numpy()
-        patients, member = np.unique(everyone, return_inverse=True)
-        superpatch, score, threshold = (group[name].to_numpy()[kept] for name in ("superpatch", "score", "threshold"))
-        where = (int(key[0]), int(key[1]), str(key[2]))
-        found.append(Cell(*where, patients, member, superpatch, truth[kept], score, threshold))
+        rows = group if easy_negatives == "in" else group[~easy]
+        patients, member = np.unique(place[rows], return_inverse=True)
+        fold, draw, organ = (values[name][group[0]] for name in ("fold", "draw", "organ"))
+        truth, superpatch, score, threshold = (values[name][rows] for name in ("truth", "superpatch", "score", "threshold"))
+        found.append(Cell(int(fold), int(draw), str(organ), patients, member, superpatch, truth.astype(bool), score, threshold))
     return Cells(names, tuple(found))
 
 
+class Scores:
+    """One run's predictions; cells and resamples are made once, whichever figures ask for them."""
+
+    def __init__(self, predictions: pd.DataFrame) -> None:
+        self.predictions = predictions
+        self._cells: dict[tuple[Any, ...], Cells] = {}
+        self._resampled: dict[tuple[Any, ...], Floats] = {}
+
+    def cells(self, protocol: str, label_fraction: float, easy_negatives: EasyNegatives = "out") -> Cells:
+        """See :func:`cells`."""
+        key = (protocol, label_fraction, easy_negatives)
+        if key not in self._cells:
+            self._cells[key] = cells(self.predictions, *key)
+        return self._cells[key]
+
+    def resampled(
+        self, protocol: str, label_fraction: float, metric: Metric, easy_negatives: EasyNegatives, resamples: int, seed: int
+    ) -> Floats:
+        """(1 + resamples,): the mean over cells with every patient counted once, then that of each resample."""
+        key = (protocol, label_fraction, metric, easy_negatives, resamples, seed)
+        if key not in self._resampled:
+            run = self.cells(protocol, label_fraction, easy_negatives)
+            self._resampled[key] = _mean_over_cells(run, metric, _weights(len(run.patients), resamples, seed))
+        return self._resampled[key]
+
+
 def summarise(
-    runs: Sequence[pd.DataFrame],
+    runs: Sequence[Scores],
     protocol: str,
     label_fraction: float,
     metric: Metric = "auroc",
@@ -119,13 +148,12 @@ def summarise(
     Raises:
         ValueError: runs that were not evaluated on the same patients.
     """
-    scores = [cells(run, protocol, label_fraction, easy_negatives) for run in runs]
-    return _estimate([(scores, 1.0)], metric, resamples, seed)
+    return _score([(runs, 1.0)], protocol, label_fraction, metric, easy_negatives, resamples, seed)
 
 
 def paired_difference(
-    method: Sequence[pd.DataFrame],
-    reference: Sequence[pd.DataFrame],
+    method: Sequence[Scores],
+    reference: Sequence[Scores],
     protocol: str,
     label_fraction: float,
     metric: Metric = "auroc",
@@ -141,9 +169,32 @@ def paired_difference(
     Raises:
         ValueError: runs that were not evaluated on the same patients.
     """
-    ours = [cells(run, protocol, label_fraction, easy_negatives) for run in method]
-    theirs = [cells(run, protocol, label_fraction, easy_negatives) for run in reference]
-    return _estimate([(ours, 1.0), (theirs, -1.0)], metric, resamples, seed)
+    return _score([(method, 1.0), (reference, -1.0)], protocol, label_fraction, metric, easy_negatives, resamples, seed)
+
+
+def mean_over_superpatches(runs: Sequence[pd.DataFrame], resamples: int = 2000, seed: int = 0) -> Estimate:
+    """Mean of a figure that every superpatch has by itself, and over the runs (seeds) of a method, with a percentile
+    interval over patients.
+
+    Args:
+        runs: of each run ``patient``, ``superpatch`` and ``value``, a line per superpatch, on the same patients.
+        resamples: bootstrap resamples of patients; one resample is applied to every run.
+        seed: of the resamples.
+
+    Raises:
+        ValueError: runs that were not evaluated on the same patients.
+    """
+    placed = [_places(run["patient"]) for run in runs]
+    names = _shared([names for names, _ in placed])
+    sizes = {"n_patients": len(names), "n_superpatches": runs[0]["superpatch"].nunique(), "n_cells": 0}
+    if not names:
+        return Estimate(None, None, None, (), p=None, note="no superpatch has this figure", **sizes)
+    weights = _weights(len(names), resamples, seed)
+    means = []
+    for run, (_, place) in zip(runs, placed, strict=True):
+        total = np.bincount(place, weights=run["value"].to_numpy(np.float64))
+        means.append((weights @ total) / (weights @ np.bincount(place)))
+    return _estimate([(means, 1.0)], sizes)
 
 
 def cell_score(cell: Cell, metric: Metric) -> float:
@@ -151,30 +202,36 @@ def cell_score(cell: Cell, metric: Metric) -> float:
     return float(_SCORES[metric](cell, np.ones((1, len(cell.patients))))[0])
 
 
-def _estimate(sides: list[tuple[list[Cells], float]], metric: Metric, resamples: int, seed: int) -> Estimate:
-    runs = [run for side, _ in sides for run in side]
-    patients = runs[0].patients
-    if any(run.patients != patients for run in runs):
-        raise ValueError("runs were evaluated on different patients: their scores cannot be put together")
-    first = runs[0].cells
+def _score(
+    sides: list[tuple[Sequence[Scores], float]],
+    protocol: str,
+    label_fraction: float,
+    metric: Metric,
+    easy_negatives: EasyNegatives,
+    resamples: int,
+    seed: int,
+) -> Estimate:
+    found = [run.cells(protocol, label_fraction, easy_negatives) for runs, _ in sides for run in runs]
+    _shared([run.patients for run in found])
+    first = found[0].cells
     scored = {patient for cell in first for patient in cell.patients.tolist()}
     superpatches = {number for cell in first for number in cell.superpatch.tolist()}
     sizes = {"n_patients": len(scored), "n_superpatches": len(superpatches), "n_cells": len(first)}
-    if not all(run.cells for run in runs):
+    if not all(run.cells for run in found):
         note = "no organ has both classes among the test superpatches of any fold"
         return Estimate(None, None, None, (), p=None, note=note, **sizes)
-    once = np.ones((1, len(patients)))
-    per_seed = [[float(_mean_over_cells(run, metric, once)[0]) for run in side] for side, _ in sides]
-    point = float(sum(sign * np.mean(values) for (_, sign), values in zip(sides, per_seed, strict=True)))
-    seeds = tuple(per_seed[0]) if len(sides) == 1 else ()
-    if len(scored) < MIN_PATIENTS_FOR_INTERVAL:
-        note = f"no interval: {len(scored)} patients, at least {MIN_PATIENTS_FOR_INTERVAL} are needed"
+    key = (protocol, label_fraction, metric, easy_negatives, resamples, seed)
+    return _estimate([([run.resampled(*key) for run in runs], sign) for runs, sign in sides], sizes)
+
+
+def _estimate(sides: list[tuple[list[Floats], float]], sizes: dict[str, int]) -> Estimate:
+    """From (1 + R,) figures of each run of each side: with every patient counted once, then by resample."""
+    means = np.sum([sign * np.mean(runs, axis=0) for runs, sign in sides], axis=0)
+    point, sample = float(means[0]), means[1:][np.isfinite(means[1:])]
+    seeds = tuple(float(run[0]) for run in sides[0][0]) if len(sides) == 1 else ()
+    if sizes["n_patients"] < MIN_PATIENTS_FOR_INTERVAL:
+        note = f"no interval: {sizes['n_patients']} patients, at least {MIN_PATIENTS_FOR_INTERVAL} are needed"
         return Estimate(point, None, None, seeds, p=None, note=note, **sizes)
-    weights = _weights(len(patients), resamples, seed)
-    sample = np.zeros(resamples)
-    for side, sign in sides:
-        sample += sign * np.mean([_mean_over_cells(run, metric, weights) for run in side], axis=0)
-    sample = sample[np.isfinite(sample)]
     low, high = np.quantile(sample, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     p = None
     if len(sides) == 2:
@@ -183,10 +240,29 @@ def _estimate(sides: list[tuple[list[Cells], float]], metric: Metric, resamples:
     return Estimate(point, float(low), float(high), seeds, p=p, note="", **sizes)
 
 
+def _shared(patients: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    if any(names != patients[0] for names in patients):
+        raise ValueError("runs were evaluated on different patients: their scores cannot be put together")
+    return patients[0]
+
+
+def _places(patient: pd.Series[str]) -> tuple[tuple[str, ...], Integers]:
+    """The names of the patients, sorted, and the place of each row's patient among them."""
+    words = patient.astype("category").cat.remove_unused_categories()
+    names = np.asarray(words.cat.categories, object)
+    rank = np.empty(len(names), np.intp)
+    rank[np.argsort(names)] = np.arange(len(names))
+    return tuple(sorted(names)), rank[words.cat.codes.to_numpy()]
+
+
+@lru_cache(maxsize=8)
 def _weights(patients: int, resamples: int, seed: int) -> Floats:
-    """(resamples, patients): how often each was drawn."""
+    """(1 + resamples, patients): every patient once, then how often each was drawn."""
     share = np.full(patients, 1 / patients)
-    return np.random.default_rng(seed).multinomial(patients, share, size=resamples).astype(np.float64)
+    drawn = np.random.default_rng(seed).multinomial(patients, share, size=resamples)
+    weights = np.vstack([np.ones(patients), drawn])
+    weights.flags.writeable = False  # shared by whoever asks
+    return weights
 
 
 def _mean_over_cells(run: Cells, metric: Metric, weights: Floats) -> Floats:

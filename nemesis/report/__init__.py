@@ -1,8 +1,11 @@
 """From rows to what people read: tables, figures and the page. Imports neither torch nor MONAI."""
 
-VERSION = 2  # raised whenever the same rows and predictions print other numbers
+VERSION = 3  # raised whenever the same rows and predictions print other numbers
 
 # what the jobs write, by name: the workflow is planned from these
-COLLECTED = ("runs", "rows", "predictions", "curves", "timings")
-TABLES = ("main", "label_fractions", "reconstruction")
-FIGURES = ("reconstructions", "label_fractions", "training_curves")
+COLLECTED = ("runs", "rows", "predictions", "reconstructions", "curves", "timings")
+TABLES = (
+    "data", "main", "label_fractions", "ablations", "sweep", "maesil_reconstruction", "maesil_datasets", "reconstruction",
+)  # fmt: skip
+FIGURES = ("reconstructions", "label_fractions", "training_curves", "sweep", "ablations", "cost_quality")
+NOTEBOOKS = ("data", "ablation_tables", "paper_figures")  # notebooks/<name>.ipynb

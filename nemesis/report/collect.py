@@ -1,10 +1,13 @@
 """Gather what the jobs measured into tidy tables, from which everything that is printed follows.
 
-runs.parquet          one row per run and label: run, label, method, seed, identity_json and the identity flattened
+runs.parquet          one row per run and part that asks for it: run, part, label, method, seed, identity_json and the
+                      identity flattened
 rows.parquet          every measured number (nemesis.evaluation.rows)
 predictions.parquet   what the probes predicted for every superpatch, with the run; a row group per run
+reconstructions.parquet   how well every superpatch was reconstructed, with the run; a row group per run
 curves.parquet        run, step, monitor, value: the training curves
 timings.parquet       run, stage, name, value, text: wall-clock and memory, which no table of quality ever sees
+trials.parquet        of an adaptive sweep alone: its trials, as nemesis.sweep.search left them
 """
 
 from __future__ import annotations
@@ -15,26 +18,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemesis.errors import Fault, NemesisError
-from nemesis.files import replacing, write_parquet
+from nemesis.files import replacing, write_bytes, write_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from nemesis.runs import Part
+
 REFERENCE_METHOD = "nemesis"
+BY_SUPERPATCH = ("predictions.parquet", "reconstructions.parquet")
 
 
 def collect(spec: Mapping[str, Any], out: Path) -> None:
-    """Job: the five files above, in ``out``; the same inputs give the same bytes (timings apart).
+    """Job: the files above, in ``out``; the same inputs give the same bytes (timings apart).
 
     Args:
         spec: what every job of the report takes:
             ``experiment`` (name); ``runs``: a list, in the order of the configuration, of mappings with ``run`` (id),
-            ``label`` (as printed), ``method`` (registered name), ``seed``, ``evaluation`` (folder with rows.parquet,
-            predictions.parquet, timing.json and perhaps reconstruction.npz) and ``folder`` (run directory with
-            run.json, checkpoint.safetensors, timing.json and perhaps curve.jsonl);
+            ``part`` (methods, sweep or ablations: what asks for it), ``label`` (as printed), ``method`` (registered name),
+            ``seed``, ``evaluation`` (folder with rows.parquet, predictions.parquet, reconstructions.parquet, timing.json
+            and reconstruction.npz) and ``folder`` (run directory with run.json, checkpoint.safetensors, timing.json and
+            perhaps curve.jsonl), of the sweep ``embed_dim`` and ``mask_ratio``, of an ablation its ``group``;
             ``config`` (the resolved configuration as a mapping, shown to readers); ``config_hash``; ``versions`` (name
-            → version); ``datasets`` (names of the evaluated datasets); ``transductive`` (number of
-            evaluation patients that were pretrained on, too); ``bootstrap`` (resamples); ``seed`` (of the bootstrap).
+            → version); ``datasets`` (names of the evaluated datasets); ``data``: a list of mappings with ``dataset``, ``pool``,
+            ``patients``, ``scans`` (numbers) and ``kinds`` (of labels → number of scans); ``pools`` (``pretraining`` and
+            ``evaluation``: a file each); ``transductive`` (number of evaluation patients that were pretrained on, too);
+            ``bootstrap`` (resamples); ``seed`` (of the bootstrap); of an adaptive sweep ``search``, the folder of its trials
+            and its best run.
 
     Raises:
         NemesisError: files that are missing, all at once.
@@ -47,13 +57,39 @@ def collect(spec: Mapping[str, Any], out: Path) -> None:
     write_parquet(out / "runs.parquet", pa.Table.from_pylist(_runs(spec)))
     tables = [_read(folder / "rows.parquet") for folder in evaluations.values()]
     write_parquet(out / "rows.parquet", pa.concat_tables(tables, promote_options="permissive"))
-    _merge_predictions(evaluations, out / "predictions.parquet")
+    for name in BY_SUPERPATCH:
+        _merge(evaluations, name, out)
     curves = pa.schema([("run", pa.string()), ("step", pa.int64()), ("monitor", pa.string()), ("value", pa.float64())])
     write_parquet(out / "curves.parquet", pa.Table.from_pylist(list(_curves(spec)), schema=curves))
     timings = pa.schema(
         [(name, pa.string()) for name in ("run", "stage", "name")] + [("value", pa.float64()), ("text", pa.string())]
     )
     write_parquet(out / "timings.parquet", pa.Table.from_pylist(list(_timings(spec)), schema=timings))
+    if "search" in spec:
+        write_bytes(out / "trials.parquet", (Path(spec["search"]) / "trials.parquet").read_bytes())
+
+
+def with_best(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The specification with the run that an adaptive sweep found best: part of the sweep, though no plan could know it.
+
+    Raises:
+        NemesisError: the sweep has not ended.
+    """
+    if "search" not in spec:
+        return dict(spec)
+    path = Path(spec["search"]) / "best.json"
+    if not path.is_file():
+        raise NemesisError(Fault(str(path), "does not exist", "Run the workflow again: it repeats the job that makes it"))
+    best = json.loads(path.read_text(encoding="utf-8"))
+    for entry in spec["runs"]:
+        if entry["run"] == best["run"]:  # another part asks for it too, and judges it by more
+            best["evaluation"] = entry["evaluation"]
+    return {**spec, "runs": [*spec["runs"], best]}
+
+
+def of_part(spec: Mapping[str, Any], part: Part) -> dict[str, Any]:
+    """The specification with the runs of one part alone: methods, sweep or ablations."""
+    return {**spec, "runs": [entry for entry in spec["runs"] if entry["part"] == part]}
 
 
 def labels_in_order(spec: Mapping[str, Any]) -> list[str]:
@@ -72,9 +108,7 @@ def first_seed(spec: Mapping[str, Any], label: str) -> Mapping[str, Any]:
 
 
 def _require(spec: Mapping[str, Any]) -> None:
-    wanted = [
-        Path(e["evaluation"]) / name for e in spec["runs"] for name in ("rows.parquet", "predictions.parquet", "timing.json")
-    ]
+    wanted = [Path(e["evaluation"]) / name for e in spec["runs"] for name in ("rows.parquet", *BY_SUPERPATCH, "timing.json")]
     wanted += [Path(e["folder"]) / "run.json" for e in spec["runs"]]
     faults = [
         Fault(str(path), "does not exist", "Run the workflow again: it repeats the job that makes it")
@@ -93,7 +127,7 @@ def _runs(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for entry in spec["runs"]:
         identity = json.loads((Path(entry["folder"]) / "run.json").read_text(encoding="utf-8"))
-        row = {name: entry[name] for name in ("run", "label", "method", "seed")}
+        row = {name: entry.get(name) for name in ("run", "part", "label", "method", "seed")}
         row["identity_json"] = json.dumps(identity, sort_keys=True)
         rows.append(row | flatten(identity, "identity"))
     # Arrow takes the columns from the first row, but methods have different settings.
@@ -114,15 +148,15 @@ def _read(path: Path) -> pa.Table:
     return pq.read_table(path).replace_schema_metadata(None)
 
 
-def _merge_predictions(evaluations: Mapping[str, Path], out: Path) -> None:
+def _merge(evaluations: Mapping[str, Path], name: str, out: Path) -> None:
     """One run in memory at a time: a real experiment has millions of predictions."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     writer = None
-    with replacing(out) as temporary:
+    with replacing(out / name) as temporary:
         for run, folder in evaluations.items():
-            table = _read(folder / "predictions.parquet")
+            table = _read(folder / name)
             if "run" in table.column_names:
                 table = table.drop_columns("run")
             table = table.add_column(0, "run", pa.array([run] * len(table), pa.string()))

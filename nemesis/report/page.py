@@ -1,31 +1,69 @@
-"""The report as one HTML file that needs nothing else: styles inline, pictures embedded."""
+"""The report as one HTML file that needs nothing else: styles inline, pictures and printed tables embedded."""
 
 from __future__ import annotations
 
 import base64
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemesis.files import write_text
-from nemesis.report import FIGURES, TABLES
-from nemesis.report.collect import labels_in_order, reference_label
-from nemesis.report.render import number
+from nemesis.files import file_sha256, write_text
+from nemesis.report.collect import of_part, reference_label
+from nemesis.report.figures.style import DPI
+from nemesis.report.render import SUFFIXES, interval, number
 from nemesis.report.tables import PROTOCOLS
+from nemesis.runs import AS_CONFIGURED
 
 SIGNIFICANT = 0.05
+PIXELS_PER_INCH = 110  # of the page, at which the figures' letters are as tall as the tables'
 SAVED = (".csv", ".md", ".tex")
+MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
+PARTS = {"methods": "method", "sweep": "sweep", "ablations": "ablation"}
 CAPTIONS = {
-    "reconstructions": "One evaluation scan through the middle of the body, radiological convention (letters: the "
-    "patient's right, left, "
-    "anterior, posterior, superior, inferior). Masked voxels are tinted; what the network saw is pasted into the "
+    "label_fractions": "Frozen encoders at growing shares of labelled training patients. Bands are 95 % bootstrap intervals over "
+    "patients; where they overlap the methods may still differ, since all were tested on the same patients.",
+    "ablations": "Variants beside the method as configured (dashed, with its interval). A variant of another superpatch size is "
+    "scored on other superpatches, and one that hides another share has another task: its PSNR is not comparable.",
+    "sweep": "The sweep. Of a grid every cell with its AUROC on test patients; of an adaptive search every trial with the last "
+    "score on inner validation that the search saw.",
+    "reconstructions": "One evaluation scan through the middle of the body, radiological convention (letters: the patient's "
+    "right, left, anterior, posterior, superior, inferior). Masked voxels are tinted; what the network saw is pasted into the "
     "reconstruction.",
-    "label_fractions": "Frozen encoders at growing shares of labelled training patients; bars are 95 % bootstrap "
-    "intervals over patients.",
-    "training_curves": "Pretext loss of every run. The losses of different methods are different quantities: "
+    "cost_quality": "Left: quality against the cost of encoding a whole scan, cut into superpatches without overlap, so that "
+    "superpatch sizes compare. Small marks are trained for as many steps as their own table says; variants that cost the same "
+    "as configured are left out. Right: one superpatch to its vector with nothing masked, and the forward pass of the pretext, "
+    "decoder included.",
+    "training_curves": "Pretext loss of every run of the methods. The losses of different methods are different quantities: "
     "compare shapes, not heights.",
 }
+
+
+@dataclass(frozen=True)
+class Section:
+    """Tables, and the figures that draw them."""
+
+    title: str
+    tables: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
+
+    @property
+    def anchor(self) -> str:
+        """Where links lead to."""
+        return f"section-{self.title.lower().replace(' ', '-')}"
+
+
+SECTIONS = (  # in the order of reading
+    Section("Data", ("data",)),
+    Section("Main result", ("main",)),
+    Section("Fewer labels", ("label_fractions",), ("label_fractions",)),
+    Section("Ablations", ("ablations",), ("ablations",)),
+    Section("Sweep", ("sweep",), ("sweep",)),
+    Section("Reconstruction", ("maesil_reconstruction", "maesil_datasets", "reconstruction"), ("reconstructions",)),
+    Section("Cost", figures=("cost_quality",)),
+    Section("Training", figures=("training_curves",)),
+)
 
 
 def write_page(spec: Mapping[str, Any], tables: Path, figures: Path, out: Path) -> None:
@@ -46,58 +84,103 @@ def write_page(spec: Mapping[str, Any], tables: Path, figures: Path, out: Path) 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pictures = [
-        {
-            "name": name,
-            "caption": CAPTIONS[name],
-            "source": _inline(figures / f"{name}.png"),
-        }
-        for name in FIGURES
-    ]
+    printed = [tables / f"{name}{suffix}" for section in SECTIONS for name in section.tables for suffix in SUFFIXES]
     page = environment.get_template("page.html").render(
         spec=spec,
-        findings=_findings(spec, tables),
-        tables=[
+        findings=[*_methods(spec, tables), *_ablations(spec, tables), *_sweep(spec, tables)],
+        sections=[
             {
-                "fragment": (tables / f"{name}.html").read_text(encoding="utf-8"),
-                "files": [(suffix[1:], name + suffix, _inline(tables / f"{name}{suffix}")) for suffix in SAVED],
+                "anchor": section.anchor,
+                "title": section.title,
+                "tables": [_table(tables / name) for name in section.tables],
+                "figures": [_figure(figures / name) for name in section.figures],
             }
-            for name in TABLES
+            for section in SECTIONS
         ],
-        figures=pictures,
+        runs=[{**entry, "part": PARTS[entry["part"]]} for entry in spec["runs"]],
+        hashes={path.name: file_sha256(path) for path in printed},
         configuration=yaml.safe_dump(spec["config"], sort_keys=False, allow_unicode=True, width=100),
     )
     write_text(out, page)
 
 
+def _table(stem: Path) -> dict[str, Any]:
+    files = [(suffix[1:], stem.name + suffix, _inline(stem.with_suffix(suffix))) for suffix in SAVED]
+    return {"fragment": stem.with_suffix(".html").read_text(encoding="utf-8"), "files": files}
+
+
+def shown_width(picture: bytes) -> int:
+    """Pixels that a PNG of a figure takes across on a page."""
+    return int.from_bytes(picture[16:20]) * PIXELS_PER_INCH // DPI  # its header holds its width
+
+
+def _figure(stem: Path) -> dict[str, Any]:
+    picture, drawing = (stem.with_suffix(suffix) for suffix in (".png", ".svg"))
+    return {
+        "name": stem.name,
+        "caption": CAPTIONS[stem.name],
+        "width": shown_width(picture.read_bytes()),
+        "picture": _inline(picture),
+        "drawing": _inline(drawing),
+    }
+
+
 def _inline(path: Path) -> str:
-    kind = "image/png" if path.suffix == ".png" else "text/plain"
+    kind = MEDIA.get(path.suffix, "text/plain")
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _findings(spec: Mapping[str, Any], tables: Path) -> list[str]:
+# --------------------------------------------------------------------------------------------------------- findings
+
+
+def _methods(spec: Mapping[str, Any], tables: Path) -> Iterator[str]:
     """A sentence for each protocol and rival: the reference minus the rival, with its interval."""
-    reference = reference_label(spec)
-    if reference is None:
-        return []
-    with (tables / "main.csv").open(encoding="utf-8", newline="") as file:
-        rows = {(row["method"], row["protocol"]): row for row in csv.DictReader(file) if row["auroc"]}
-    sentences = []
+    reference = reference_label(of_part(spec, "methods"))
+    rows = [row for row in _rows(tables / "main.csv") if row["auroc"]]
     for protocol, name in PROTOCOLS.items():
-        for label in labels_in_order(spec):
-            row = rows.get((label, protocol))
-            if label == reference or row is None or (reference, protocol) not in rows or not row["difference"]:
+        here = {row["method"]: row for row in rows if row["protocol"] == protocol}
+        for label, row in here.items():
+            if reference not in here or not row["difference"]:
                 continue
-            ours, theirs = (number(r["auroc"], 3) for r in (rows[reference, protocol], row))
-            gap = number(-float(row["difference"]), 3, sign=True)  # the table says rival minus reference
-            start = f"{reference} ({ours})", f"{label} ({theirs}) by the {name}: difference in AUROC {gap}"
+            start = f"{reference} ({number(here[reference]['auroc'], 3)})"
+            end = f"{label} ({number(row['auroc'], 3)}) by the {name}: difference in AUROC {_reversed(row, 'difference')}"
             if not row["difference_low"]:
-                sentences.append(f"{start[0]} beside {start[1]}; too few patients for an interval.")
+                yield f"{start} beside {end}; too few patients for an interval."
                 continue
-            low, high = (number(-float(row[f"difference_{end}"]), 3, sign=True) for end in ("high", "low"))
-            p = float(row["difference_p_holm"])
             better = "better than" if float(row["difference"]) < 0 else "worse than"
-            verdict = better if p < SIGNIFICANT else "not told apart from"
-            chance = "p < 0.001" if p < 0.0005 else f"p {p:.3f}"
-            sentences.append(f"{start[0]} is {verdict} {start[1]} (95 % interval {low} to {high}, {chance} after Holm).")
-    return sentences
+            verdict = better if float(row["difference_p_holm"]) < SIGNIFICANT else "not told apart from"
+            low, high = _reversed(row, "difference_high"), _reversed(row, "difference_low")
+            yield f"{start} is {verdict} {end} (95 % interval {low} to {high}, {_chance(row)} after Holm)."
+
+
+def _ablations(spec: Mapping[str, Any], tables: Path) -> Iterator[str]:
+    """Which variants differ from the method as configured."""
+    rows = [row for row in _rows(tables / "ablations.csv") if row["difference_p_holm"]]
+    if rows:
+        apart = [row for row in rows if float(row["difference_p_holm"]) < SIGNIFICANT]
+        told = [f"{row['variant']} ({number(row['difference'], 3, sign=True)}, {_chance(row)})" for row in apart]
+        start = f"Of the {len(rows)} ablations of {spec['config']['ablations']['method']} that compare with it {AS_CONFIGURED}"
+        yield f"{start}, AUROC tells apart (p < {SIGNIFICANT} after Holm): {', '.join(told) or 'none'}."
+
+
+def _sweep(spec: Mapping[str, Any], tables: Path) -> Iterator[str]:
+    """The cell or trial that inner validation chooses."""
+    for row in _rows(tables / "sweep.csv"):
+        if row["chosen_by_validation"] == "True" and row["auroc"]:
+            place = f"embedding width {row['embed_dim']} and mask ratio {row['mask_ratio']}"
+            figure = interval({name: value or None for name, value in row.items()}, "auroc", 3)
+            yield f"In the sweep inner validation chooses {place}: AUROC {figure} on test patients."
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _reversed(row: Mapping[str, str], name: str) -> str:
+    return number(-float(row[name]), 3, sign=True)  # the table says rival minus reference
+
+
+def _chance(row: Mapping[str, str]) -> str:
+    p = float(row["difference_p_holm"])
+    return "p < 0.001" if p < 0.0005 else f"p {p:.3f}"

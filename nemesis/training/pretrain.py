@@ -23,6 +23,7 @@ from nemesis.models.checkpoint import save_weights
 from nemesis.models.keyed import Keys, seed_at
 from nemesis.training.crops import Crops, RankBatches, crop_loader
 from nemesis.training.device import device_for, peak_memory_mib, resolve_precision, set_threads
+from nemesis.training.live import LiveCurve
 from nemesis.training.progress import TrainingProgress
 from nemesis.training.schedule import learning_rate
 from nemesis.training.state import load_state, save_state
@@ -31,8 +32,9 @@ LOG_EVERY = 10  # steps whose mean makes one point of the curve; the host waits 
 
 
 def pretrain(
-    identity: dict[str, Any], folder: Path, pool: Path, index: Path, device: str, workers: int, state_every: int
-) -> None:
+    identity: dict[str, Any], folder: Path, pool: Path, index: Path, device: str, workers: int, state_every: int,
+    until: int | None = None, track: str | None = None, label: str | None = None,
+) -> None:  # fmt: skip
     """Write ``checkpoint.safetensors``, ``curve.jsonl``, ``timing.json`` and ``run.json`` into the run's folder.
 
     Whoever comes second waits for the first and finds the checkpoint there.
@@ -45,6 +47,11 @@ def pretrain(
         device: auto, cpu or cuda.
         workers: loader processes.
         state_every: steps between saved states.
+        until: stop after this step, rounded up by :func:`at_point`, and leave ``state.pt`` there instead of the four files;
+            whoever goes on ends with the same bits, as the schedule is that of the whole run. A run that is already beyond it
+            is left as it is.
+        track: the MLflow experiment in which the curve is shown while it grows; None: in none.
+        label: what the run is called there; None: by its folder's name.
 
     Raises:
         NemesisError: the loss is not finite any more, or no GPU is there although asked for.
@@ -60,8 +67,13 @@ def pretrain(
         if _computed(folder, identity):
             print(f"{folder.name}: already computed", file=sys.stderr, flush=True)
             return
-        with device_for(device) as chosen:
-            _pretrain(identity, folder, pool, index, chosen, workers, state_every)
+        with device_for(device) as chosen, LiveCurve(track, label or folder.name, folder.name, identity) as live:
+            _pretrain(identity, folder, pool, index, chosen, workers, state_every, until, live)
+
+
+def at_point(step: int) -> int:
+    """``step`` rounded up to a point of the curve: a state is saved at such steps alone, where the loss was looked at."""
+    return -(-step // LOG_EVERY) * LOG_EVERY
 
 
 def _computed(folder: Path, identity: dict[str, Any]) -> bool:
@@ -77,6 +89,8 @@ def _pretrain(
     device: torch.device,
     workers: int,
     state_every: int,
+    until: int | None,
+    live: LiveCurve,
 ) -> None:
     recipe = Pretraining.model_validate(identity["pretraining"]) if identity["pretraining"] else None
     set_threads(recipe.threads if recipe else 1)
@@ -87,8 +101,10 @@ def _pretrain(
     curve: list[dict[str, float]] = []
     if recipe:
         scans = Scans(pool, index, Preparation.model_validate(identity["preparation"]))
-        training = _Training(method, network, recipe, scans, identity["seed"], folder, device, workers, state_every)
-        timing |= training.run()
+        training = _Training(method, network, recipe, scans, identity["seed"], folder, device, workers, state_every, until)
+        timing |= training.run(live)
+        if training.last < recipe.steps:
+            return
         curve = training.curve
     write_text(folder / "curve.jsonl", "".join(json.dumps(point) + "\n" for point in curve))
     write_text(folder / "timing.json", json.dumps(timing, indent=1) + "\n")
@@ -102,7 +118,7 @@ class _Training:
 
     def __init__(
         self, method: Method[Any], network: nn.Module, recipe: Pretraining, scans: Scans, seed: int, folder: Path,
-        device: torch.device, workers: int, state_every: int,
+        device: torch.device, workers: int, state_every: int, until: int | None,
     ) -> None:  # fmt: skip
         self.method, self.recipe, self.seed, self.folder = method, recipe, seed, folder
         self.state_every = state_every
@@ -120,6 +136,7 @@ class _Training:
             fused=True,
         )
         if recipe.compile:
+            torch.compiler.reset()  # of another network of this process, which would be generalised to both
             network.compile()
         self.wrapped, self.optimizer = self.fabric.setup(network, optimizer)
         window = scans.preparation.hu_window
@@ -127,7 +144,8 @@ class _Training:
         self.curve: list[dict[str, float]] = []
         self.started, self.seconds = time.monotonic(), 0.0  # of this process; of those before it
         self.first = self._resume()
-        self.batches = RankBatches(self.first, recipe.steps, recipe.batch_size, self.fabric.global_rank, self.fabric.world_size)
+        self.last = recipe.steps if until is None else max(self.first, min(at_point(until), recipe.steps))
+        self.batches = RankBatches(self.first, self.last, recipe.batch_size, self.fabric.global_rank, self.fabric.world_size)
         crops = Crops(scans, method.draw().edge, seed)
         self.loader = crop_loader(crops, self.batches, workers, pin=device.type == "cuda")
 
@@ -162,8 +180,8 @@ class _Training:
         }
         save_state(self.folder / "state.pt", state)
 
-    def run(self) -> dict[str, Any]:
-        """Train to the last step; returns how fast it went."""
+    def run(self, live: LiveCurve) -> dict[str, Any]:
+        """Train to the last step, or to where it is to stop; returns how fast it went."""
         recipe, fabric = self.recipe, self.fabric
         warmup = round(recipe.warmup_fraction * recipe.steps)
         self.wrapped.train()
@@ -197,7 +215,8 @@ class _Training:
                     totals = {}
                     self.curve.append({"step": done, "learning_rate": rate, **point})
                     progress.advance(done, point)
-                    if done - saved_at >= self.state_every and done < recipe.steps:
+                    live.show(self.curve)
+                    if done < recipe.steps and (done == self.last or done - saved_at >= self.state_every):
                         self._save(done)
                         saved_at = done
         seconds = self.seconds + time.monotonic() - self.started

@@ -257,7 +257,7 @@ def test_evaluation(native):
     a, b = 0.5 + 0.5 * wave(14, 15, 16), 0.5 + 0.4 * wave(14, 15, 16, frequency=0.371)
     values["psnr, ssim"] = [psnr(a, b), ssim(a, b)]
     found, _, _, superpatches = native
-    rows, material = reconstruct(Blur(), None, found, superpatches, EDGE, Reconstruction(), torch.device("cpu"))
+    rows, _, material = reconstruct(Blur(), None, found, superpatches, EDGE, Reconstruction(), torch.device("cpu"))
     for row in rows:
         name = f"{row['scope']}, {row['metric']}, {row['region']}, masked {row['input_masked']}, easy {row['easy_negatives']}"
         values[f"reconstruction {name}"] = [float(row["value"]), float(row["n_patients"])]

@@ -2,10 +2,14 @@
 
 import copy
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
+from nemesis.config import PROBE_ORGANS
 from nemesis.errors import NemesisError
 from nemesis.experiment import plan
 
@@ -26,12 +30,12 @@ BASE = {
 
 @pytest.fixture
 def planned(tmp_path):
-    def run(change=None, **top):
+    def run(change=None, dry_run=False, **top):
         raw = copy.deepcopy(BASE) | top
         if change:
             change(raw)
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw))
-        return plan([tmp_path / "config.yaml"], results=tmp_path / "results")
+        return plan([tmp_path / "config.yaml"], results=tmp_path / "results", dry_run=dry_run)
 
     return run
 
@@ -198,3 +202,103 @@ def test_manifests_hold_the_cases_of_the_pools_only(planned):
     listed = [case["case"] for case in json.loads(dataset.manifest.read_text())["cases"]]
     assert listed == sorted(case.case for case in (*experiment.pretraining, *experiment.evaluation)) and len(listed) == 4
     assert [case.case for case in dataset.cases] == listed
+
+
+ABSENT = {
+    "datasets": [
+        {"reader": "nifti", "name": "judged", "root": "judged", "labels": {"exhaustive": "{case}/label.nii.gz"}, "expected": 5},
+        {"reader": "nifti", "name": "bare", "root": "bare", "expected": 40},
+        {"reader": "nnunet", "name": "drawn", "root": "drawn", "expected": 3},
+    ],
+    "pools": {"evaluation": {"judged": "all", "drawn": "all"}},
+    "data_root": "no/such",
+}
+
+
+def test_a_dry_run_stands_in_for_folders_that_are_not_there_and_says_so(planned, capsys):
+    experiment = planned(**ABSENT, dry_run=True)
+    assert [case.dataset for case in experiment.pretraining] == ["bare"] * 40
+    assert [case.kind for case in experiment.evaluation] == ["exhaustive"] * 8
+    assert {dataset.config.name: dataset.absent for dataset in experiment.datasets} == dict.fromkeys(
+        ("judged", "bare", "drawn"), True
+    )
+    assert set(experiment.datasets[2].label_numbers) == set(PROBE_ORGANS)  # which its dataset.json would have told
+    said = capsys.readouterr().err
+    assert said.count("NOT REAL SCANS") == 1 and "put the scans there" in said
+    for folder in ("no/such/judged (datasets.judged): 5", "no/such/bare (datasets.bare): 40", "no/such/drawn"):
+        assert folder in said
+
+
+def test_a_real_run_refuses_folders_that_are_not_there(planned, tmp_path):
+    with pytest.raises(NemesisError) as error:
+        planned(**ABSENT)
+    assert [fault.where for fault in error.value.faults] == ["no/such/judged", "no/such/bare", "no/such/drawn"]
+    assert not (tmp_path / "results").exists()
+
+
+def test_stand_ins_leave_nothing_that_a_real_run_could_take_for_real(planned, tmp_path):
+    experiment = planned(**ABSENT, dry_run=True)
+    written = [*(d.manifest for d in experiment.datasets), experiment.pretraining_pool, experiment.evaluation_pool]
+    assert all(path.is_file() and experiment.inputs in path.parents for path in [*written, experiment.report_file])
+    assert not (tmp_path / "results").exists() and tmp_path not in experiment.inputs.parents
+    assert experiment.run_folder("x").parent == tmp_path / "results" / "runs"
+    script = (
+        "import sys; from pathlib import Path; from nemesis.experiment import plan\n"
+        "print(plan([Path(sys.argv[1])], results=Path('none'), dry_run=True).inputs)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "config.yaml"], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    passing = done.stdout.strip()
+    assert "nemesis-plan-" in passing
+    assert not Path(passing).exists() and not (tmp_path / "none").exists()
+
+
+def test_stand_ins_bear_the_names_that_the_configuration_calls_and_never_those_it_excludes(planned):
+    pools = {"evaluation": ["judged/a", "judged/b", "judged/c"], "pretraining": {"bare": "all"}}
+    top = {**ABSENT, "pools": pools, "exclude": ["bare/x", "bare/y"], "reconstruction": {"stitched": ["judged/c"]}}
+    experiment = planned(**top, dry_run=True)
+    assert [case.case for case in experiment.evaluation] == ["a", "b", "c"]
+    assert len(experiment.pretraining) == 38 and not {"x", "y"} & {case.case for case in experiment.pretraining}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "kind"),
+    [(["partial", "exhaustive"], "exhaustive"), (["pseudo", "partial"], "partial"), (["pseudo"], "pseudo"), ([], "none")],
+)
+def test_stand_ins_have_the_best_labels_that_their_dataset_can_have(planned, kinds, kind):
+    labels = {each: f"{{case}}/{each}.nii.gz" for each in kinds}
+    more = {"reader": "nifti", "name": "more", "root": "more", "labels": labels, "expected": 2}
+    experiment = planned(
+        datasets=[*BASE["datasets"], more], pools={"evaluation": {"phantom": 3}, "pretraining": {"more": "all"}}, dry_run=True
+    )
+    assert [case.kind for case in experiment.pretraining] == [kind] * 2
+
+
+def test_a_dry_run_lists_what_is_there_and_refuses_what_it_cannot_stand_in_for(planned, tmp_path):
+    drawn = nnunet(tmp_path / "ct", {case: ["liver", "spleen"] for case in "abcdef"})
+    there = {"datasets": [{**drawn, "expected": 99}], "organs": ["liver"], "dry_run": True}
+    experiment = planned(**there)
+    assert len(experiment.pretraining) + len(experiment.evaluation) == 6 and experiment.inputs == tmp_path / "results"
+    assert experiment.report_file.is_file()
+    with pytest.raises(NemesisError, match="does not exist"):
+        planned(datasets=[{"reader": "nifti", "name": "ct", "root": "no/such"}], dry_run=True)
+    with pytest.raises(NemesisError, match="is a file"):
+        planned(datasets=[{**drawn, "root": str(tmp_path / "config.yaml"), "expected": 9}], dry_run=True)
+
+
+def test_how_many_scans_are_expected_changes_no_run_and_no_report(planned, tmp_path):
+    drawn = nnunet(tmp_path / "ct", {case: ["liver", "spleen"] for case in "abcdef"})
+    one, other = (planned(datasets=[{**drawn, **more}], organs=["liver"]) for more in ({}, {"expected": 99}))
+    assert ids(one) == ids(other) and one.report_file == other.report_file
+    assert "expected" not in other.datasets[0].manifest.read_text()
+
+
+def test_a_root_lies_inside_data_root(planned, tmp_path):
+    nnunet(tmp_path / "all" / "ct", {case: ["liver", "spleen"] for case in "abcdef"})
+    experiment = planned(
+        datasets=[{"reader": "nnunet", "name": "ct", "root": "ct"}], data_root=str(tmp_path / "all"), organs=["liver"]
+    )
+    assert experiment.datasets[0].root == tmp_path / "all" / "ct"
+    absolute = {"reader": "nnunet", "name": "ct", "root": str(tmp_path / "all" / "ct")}
+    assert planned(datasets=[absolute], data_root="elsewhere", organs=["liver"]).datasets[0].root == tmp_path / "all" / "ct"

@@ -84,6 +84,37 @@ def test_lists_and_counts():
     assert len(split(some, Pools(evaluation=["e1"], pretraining=3))[0]) == 3
 
 
+def test_so_many_of_each_dataset_and_nobody_of_the_others():
+    some = [*cases(6), *cases(9, "none", "big"), *cases(9, "none", "other")]
+    pools = {"evaluation": {"ct": "all"}, "pretraining": {"big": 4, "other": 0}}
+    pretraining, evaluation = split(some, Pools(**pools))
+    assert {c.dataset for c in evaluation} == {"ct"} and len(evaluation) == 6
+    assert {c.dataset for c in pretraining} == {"big"} and len(pretraining) == 4
+    fewer = split(some, Pools(**{**pools, "pretraining": {"big": 3, "other": 2}}))[0]
+    assert {c.case for c in fewer if c.dataset == "big"} < names(pretraining)
+    assert names(pretraining) != names(split(some, Pools(**pools, seed=1))[0])
+
+
+def test_all_of_a_dataset_are_those_that_the_pool_may_hold():
+    some = [*cases(4), *cases(3, "none")]
+    pretraining, evaluation = split(some, Pools(evaluation={"ct": "all"}, pretraining={"ct": "all"}))
+    assert {c.kind for c in evaluation} == {"exhaustive"} and len(evaluation) == 4
+    assert {c.kind for c in pretraining} == {"none"} and len(pretraining) == 3
+    assert len(split(some, Pools(evaluation={"ct": 2}, pretraining={"ct": "all"}))[0]) == 5
+
+
+def test_faults_of_counts_per_dataset_are_told_at_once():
+    some = [*cases(3), *cases(2, "none", "unlabelled")]
+    told = faults(some, evaluation={"ct": 4, "unlabelled": "all", "ctt": 1}, pretraining={"unlabelled": 3, "gone": 0})
+    what_is_told = [
+        "4 patients of 'ct', but there are 3 with exhaustive", "all patients of 'unlabelled', but there are 0 with",
+        "'ctt'. Did you mean 'ct'", "3 patients of 'unlabelled', but there are 2 left",
+    ]  # fmt: skip
+    for what in what_is_told:
+        assert sum(what in fault for fault in told) == 1, (what, told)
+    assert len(told) == 4
+
+
 def test_transductive():
     some = cases(6)
     pretraining, evaluation = split(some, Pools(evaluation=2, transductive=True))

@@ -91,6 +91,25 @@ def test_interrupted_and_resumed_ends_with_the_bytes_of_an_undisturbed_run(
     assert [f"resumed at step {n}" in told for n in (10, 20)] == [at[0] > 10, at[-1] > 20]
 
 
+def test_stopped_on_the_way_leaves_its_state_and_ends_with_the_bytes_of_an_undisturbed_run(cohort, undisturbed, tmp_path):
+    run = tmp_path / "run"
+
+    def train(until):
+        pretrain(identity_of(DROPOUT), run, *cohort, "cpu", workers=0, state_every=100, until=until)
+        return torch.load(run / "state.pt", weights_only=True)["step"]
+
+    assert [train(until) for until in (3, 10, 20, 11, 1)] == [10, 10, 20, 20, 20]
+    assert sorted(path.name for path in run.iterdir()) == ["lock", "state.pt"]
+    pretrain(identity_of(DROPOUT), run, *cohort, "cpu", workers=0, state_every=100)
+    assert bits(run) == bits(undisturbed)
+    assert sorted(path.name for path in run.iterdir() if path.name != "lock") == sorted(OUTPUTS)
+
+
+def test_to_stop_at_the_last_step_or_beyond_is_to_finish(cohort, undisturbed, tmp_path):
+    pretrain(identity_of(DROPOUT), tmp_path / "run", *cohort, "cpu", workers=0, state_every=100, until=24)
+    assert bits(tmp_path / "run") == bits(undisturbed)
+
+
 def test_interrupted_while_the_state_is_written_resumes_from_the_one_before(cohort, undisturbed, tmp_path, monkeypatch):
     def dies(path, state):
         if state["step"] == 20:

@@ -126,7 +126,7 @@ def test_psnr() -> None:
 def test_every_figure_of_a_known_error(tmp_path: Path) -> None:
     scans, table = opened(tmp_path)
     method = Fake(FakeSettings(), EDGE)
-    rows, material = reconstruct(method, method.build(), scans, table, EDGE, Reconstruction(), torch.device("cpu"))
+    rows, _, material = reconstruct(method, method.build(), scans, table, EDGE, Reconstruction(), torch.device("cpu"))
     frame = pd.DataFrame(rows)
     values = frame.set_index(["scope", "easy_negatives", "input_masked", "region", "metric"])["value"]
     for scope, easy in (("superpatch", "out"), ("superpatch", "in"), ("stitched", "in")):
@@ -151,7 +151,7 @@ def test_visible_mean(tmp_path: Path) -> None:
     scans, table = opened(tmp_path)
     table = table[:1]
     method = Fake(FakeSettings(), EDGE)
-    rows, _ = reconstruct(method, method.build(), scans, table, EDGE, Reconstruction(mask_seed=3), torch.device("cpu"))
+    rows, _, _ = reconstruct(method, method.build(), scans, table, EDGE, Reconstruction(mask_seed=3), torch.device("cpu"))
     voxels = torch.from_numpy(np.clip((scans.hu(0).whole()[:16, :16].astype(np.float32) + 175) / 425, 0, 1))
     with torch.no_grad():
         hidden = method.reconstruct(method.build(), voxels[None, None], Keys.at(3, 0, [0])).hidden[0, 0]
@@ -174,7 +174,7 @@ class HidesFarEnds(Fake):
 def test_masked_psnr_and_its_fill_are_over_the_same_superpatches(tmp_path: Path) -> None:
     scans, table = opened(tmp_path)
     method = HidesFarEnds(FakeSettings(), EDGE)
-    rows, _ = reconstruct(method, method.build(), scans, table, EDGE, Reconstruction(), torch.device("cpu"))
+    rows, _, _ = reconstruct(method, method.build(), scans, table, EDGE, Reconstruction(), torch.device("cpu"))
     frame = pd.DataFrame(rows)
     frame = frame[(frame["scope"] == "superpatch") & (frame["easy_negatives"] == "in")]
     counted = frame.set_index(["input_masked", "metric", "region"])["n_superpatches"]
@@ -197,7 +197,7 @@ def test_figures_under_a_mask_need_something_hidden_and_something_seen() -> None
 def test_a_method_that_hides_nothing_has_unmasked_figures_only(tmp_path: Path) -> None:
     scans, table = opened(tmp_path)
     method = Fake(FakeSettings(hide=False), EDGE)
-    rows, material = reconstruct(method, method.build(), scans, table, EDGE, Reconstruction(), torch.device("cpu"))
+    rows, _, material = reconstruct(method, method.build(), scans, table, EDGE, Reconstruction(), torch.device("cpu"))
     assert {row["input_masked"] for row in rows} == {False}
     assert {row["metric"] for row in rows} == {"psnr", "ssim"}
     assert not material["hidden"].any()
@@ -238,7 +238,7 @@ def test_the_whole_job_twice_gives_the_same_bytes(
     assert "24 superpatches of 6 scans" in said
     assert said.count("features 24/24") == 1  # the second time they are read
     assert said.count("reconstructions 24/24") == 2
-    for name in ("rows.parquet", "predictions.parquet", "reconstruction.npz"):
+    for name in ("rows.parquet", "predictions.parquet", "reconstructions.parquet", "reconstruction.npz"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
     rows = read_rows(tmp_path / "first" / "rows.parquet")
     assert set(rows["run"]) == {"fake-0"}

@@ -5,7 +5,16 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from nemesis.evaluation.statistics import METRICS, Metric, cell_score, cells, paired_difference, summarise
+from nemesis.evaluation.statistics import (
+    METRICS,
+    Metric,
+    Scores,
+    cell_score,
+    cells,
+    mean_over_superpatches,
+    paired_difference,
+    summarise,
+)
 
 
 def predictions(
@@ -57,7 +66,7 @@ def test_cells_and_point_agree_with_scikit_learn(metric: Metric, easy: str) -> N
     expected = {key: reference(metric, group) for key, group in scored.groupby(["fold", "draw", "organ"])}
     found = cells(frame, "linear", 1.0, easy).cells  # type: ignore[arg-type]
     assert [cell_score(cell, metric) for cell in found] == pytest.approx(list(expected.values()), abs=1e-12)
-    estimate = summarise([frame], "linear", 1.0, metric, easy, resamples=100)  # type: ignore[arg-type]
+    estimate = summarise([Scores(frame)], "linear", 1.0, metric, easy, resamples=100)  # type: ignore[arg-type]
     assert estimate.point == pytest.approx(np.mean(list(expected.values())), abs=1e-12)
     assert (estimate.n_patients, estimate.n_cells) == (12, 12)
 
@@ -76,12 +85,12 @@ def test_a_resample_is_the_score_of_the_patients_drawn(metric: Metric) -> None:
             if again["truth"].nunique() == 2:
                 values.append(reference(metric, again))
         expected.append(np.mean(values))
-    estimate = summarise([frame], "linear", 1.0, metric, resamples=resamples, seed=5)
+    estimate = summarise([Scores(frame)], "linear", 1.0, metric, resamples=resamples, seed=5)
     assert (estimate.low, estimate.high) == pytest.approx(tuple(np.quantile(expected, [0.025, 0.975])), abs=1e-9)
 
 
 def test_seeds_are_averaged_and_kept() -> None:
-    runs = [predictions(seed=seed) for seed in (0, 1, 2)]
+    runs = [Scores(predictions(seed=seed)) for seed in (0, 1, 2)]
     estimate = summarise(runs, "linear", 1.0, resamples=200)
     alone = [summarise([run], "linear", 1.0, resamples=200).point for run in runs]
     assert estimate.per_seed == pytest.approx(alone)
@@ -90,7 +99,7 @@ def test_seeds_are_averaged_and_kept() -> None:
 
 
 def test_the_difference_is_paired() -> None:
-    weak, strong = predictions(skill=0.5), predictions(skill=1.5)
+    weak, strong = Scores(predictions(skill=0.5)), Scores(predictions(skill=1.5))
     difference = paired_difference([strong], [weak], "linear", 1.0, resamples=500)
     a, b = (summarise([run], "linear", 1.0, resamples=500) for run in (strong, weak))
     assert difference.point == pytest.approx(a.point - b.point)  # type: ignore[operator]
@@ -102,27 +111,28 @@ def test_the_difference_is_paired() -> None:
 
 def test_runs_on_other_patients_are_not_compared() -> None:
     with pytest.raises(ValueError, match="different patients"):
-        paired_difference([predictions()], [predictions(patients=10)], "linear", 1.0)
+        paired_difference([Scores(predictions())], [Scores(predictions(patients=10))], "linear", 1.0)
 
 
 def test_few_patients_get_no_interval_but_a_reason() -> None:
-    estimate = summarise([predictions(patients=4)], "linear", 1.0)
+    few = Scores(predictions(patients=4))
+    estimate = summarise([few], "linear", 1.0)
     assert estimate.point is not None
     assert estimate.low is None
     assert estimate.high is None
     assert "4 patients" in estimate.note
-    assert paired_difference([predictions(patients=4)], [predictions(patients=4)], "linear", 1.0).p is None
+    assert paired_difference([few], [few], "linear", 1.0).p is None
 
 
 def test_folds_of_one_patient() -> None:
-    estimate = summarise([predictions(patients=6, folds=5)], "linear", 1.0)
+    estimate = summarise([Scores(predictions(patients=6, folds=5))], "linear", 1.0)
     assert estimate.low < estimate.point < estimate.high  # type: ignore[operator]
 
 
 def test_no_cell_with_both_classes() -> None:
     frame = predictions()
     frame["truth"] = False
-    estimate = summarise([frame], "linear", 1.0)
+    estimate = summarise([Scores(frame)], "linear", 1.0)
     assert estimate.point is None
     assert estimate.n_cells == 0
     assert "both classes" in estimate.note
@@ -133,3 +143,60 @@ def test_easy_negatives_do_not_change_which_cells_count() -> None:
     frame.loc[(frame["fold"] == 2) & ~frame["truth"], "easy"] = True  # all that is left above the floor is positive
     for easy in ("out", "in"):
         assert {cell.fold for cell in cells(frame, "linear", 1.0, easy).cells} == {0, 1, 3, 4, 5}  # type: ignore[arg-type]
+
+
+def test_patients_are_known_by_name_however_they_are_stored() -> None:
+    """Categories of a file stand in the order of their first use; resamples must not depend on it."""
+    frame = predictions()
+    names = sorted(frame["patient"].unique(), reverse=True)
+    stored = frame.assign(patient=pd.Categorical(frame["patient"], categories=[*names, "somebody else"]))
+    plain, coded = (summarise([Scores(f)], "linear", 1.0, resamples=200) for f in (frame, stored))
+    assert plain == coded
+    both = cells(frame, "linear", 1.0), cells(stored, "linear", 1.0)
+    assert both[0].patients == both[1].patients == tuple(reversed(names))
+
+
+def test_what_was_asked_before_does_not_change_a_score() -> None:
+    used, other = Scores(predictions()), Scores(predictions(seed=1))
+    for metric in METRICS:
+        for easy in ("in", "out"):
+            summarise([used], "linear", 1.0, metric, easy, resamples=150, seed=1)  # type: ignore[arg-type]
+    paired_difference([used], [other], "linear", 1.0, resamples=200)
+    for metric in METRICS:
+        for easy in ("in", "out"):
+            again, fresh = (
+                summarise([run], "linear", 1.0, metric, easy, resamples=200)  # type: ignore[arg-type]
+                for run in (used, Scores(predictions()))
+            )
+            assert again == fresh
+
+
+def values(seed: int, patients: int = 6) -> pd.DataFrame:
+    """A figure of every superpatch; patients have different numbers of them."""
+    rng = np.random.default_rng(seed)
+    patient = np.repeat([f"p{i}" for i in range(patients)], np.arange(1, patients + 1))
+    return pd.DataFrame({"patient": patient, "superpatch": np.arange(len(patient)), "value": rng.normal(20, 3, len(patient))})
+
+
+def test_the_mean_over_superpatches_resamples_patients() -> None:
+    frames, resamples = [values(0), values(1)], 60
+    drawn = np.random.default_rng(3).multinomial(6, np.full(6, 1 / 6), size=resamples)
+    expected = []
+    for weight in drawn:
+        names = np.repeat([f"p{i}" for i in range(6)], weight)
+        again = [pd.concat(frame[frame["patient"] == name] for name in names) for frame in frames]
+        expected.append(np.mean([frame["value"].mean() for frame in again]))
+    estimate = mean_over_superpatches(frames, resamples, seed=3)
+    assert estimate.point == pytest.approx(np.mean([frame["value"].mean() for frame in frames]))
+    assert (estimate.low, estimate.high) == pytest.approx(tuple(np.quantile(expected, [0.025, 0.975])))
+    assert estimate.per_seed == pytest.approx([frame["value"].mean() for frame in frames])
+    assert (estimate.n_patients, estimate.n_superpatches, estimate.n_cells) == (6, 21, 0)
+
+
+def test_means_without_superpatches_or_with_few_or_other_patients() -> None:
+    nothing = mean_over_superpatches([values(0)[:0]])
+    assert (nothing.point, nothing.low, nothing.n_superpatches) == (None, None, 0)
+    few = mean_over_superpatches([values(0, patients=4)])
+    assert few.point is not None and few.low is None and "4 patients" in few.note
+    with pytest.raises(ValueError, match="different patients"):
+        mean_over_superpatches([values(0), values(0, patients=5)])

@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,12 +14,13 @@ from report_experiment import make_experiment
 
 from nemesis.config import Config
 from nemesis.errors import NemesisError
-from nemesis.evaluation.statistics import paired_difference, summarise
+from nemesis.evaluation.statistics import Scores, paired_difference, summarise
 from nemesis.experiment import Experiment
 from nemesis.report import TABLES
 from nemesis.report.collect import collect
 from nemesis.report.render import SUFFIXES, Table, interval, number
-from nemesis.report.tables import holm, load_published, main_table, print_tables, read_predictions, tables
+from nemesis.report.tables import Measured, print_tables, read_measured, tables
+from nemesis.report.tables.pieces import holm
 
 
 def _rows(report, name="main"):
@@ -26,19 +28,27 @@ def _rows(report, name="main"):
         return list(csv.DictReader(file))
 
 
-def _tables(report, **changes):
-    spec = report.spec | changes
-    rows = pd.read_parquet(report.collected / "rows.parquet")
-    return dict(zip(TABLES, tables(spec, rows, read_predictions(report.collected / "predictions.parquet", spec)), strict=True))
+def _measured(report, **changes) -> Measured:
+    return read_measured(report.spec | changes, report.collected)
+
+
+def _tables(measured):
+    return {table.name: table for table in tables(measured)}
+
+
+def _with_predictions(measured, change):
+    """Every run's predictions changed."""
+    return replace(measured, predictions={run: Scores(change(s.predictions)) for run, s in measured.predictions.items()})
 
 
 def test_every_table_is_printed_four_ways(report):
     assert {f.name for f in report.tables.iterdir()} == {f"{name}{suffix}" for name in TABLES for suffix in SUFFIXES}
+    assert [table.name for table in tables(_measured(report))] == list(TABLES)
 
 
 def test_scores_are_those_of_the_statistics(report):
-    predictions = read_predictions(report.collected / "predictions.parquet", report.spec)
-    ours, theirs = predictions["NEMESIS"], predictions["Random ViT"]
+    measured = _measured(report)
+    ours, theirs = (measured.scores(measured.labels("methods")[label]) for label in ("NEMESIS", "Random ViT"))
     row = next(r for r in _rows(report) if (r["method"], r["protocol"]) == ("Random ViT", "linear"))
     estimate = summarise(theirs, "linear", 1.0, resamples=200, seed=0)
     assert float(row["auroc"]) == pytest.approx(estimate.point, rel=1e-9)
@@ -46,6 +56,16 @@ def test_scores_are_those_of_the_statistics(report):
     gap = paired_difference(theirs, ours, "linear", 1.0, resamples=200, seed=0)
     assert float(row["difference"]) == pytest.approx(gap.point, rel=1e-9)
     assert float(row["difference_high"]) == pytest.approx(gap.high, rel=1e-9)
+
+
+def test_rows_of_cells_and_variants_do_not_reach_the_methods(report):
+    measured = _measured(report)
+    others = measured.rows["run"].isin([e["run"] for e in report.spec["runs"] if e["part"] != "methods"])
+    rows = measured.rows.copy()
+    rows.loc[others & rows["metric"].isin(["training_superpatches", "prevalence", "chance_organs"]), "value"] = 99
+    changed = _tables(replace(measured, rows=rows))
+    for name in ("main", "label_fractions", "data"):
+        assert changed[name].markdown() == (report.tables / f"{name}.md").read_text()
 
 
 def test_published_figures_stand_beside_the_same_protocol_only(report):
@@ -64,7 +84,7 @@ def test_published_figures_stand_beside_the_same_protocol_only(report):
 def test_a_variant_of_a_method_does_not_take_its_published_figure(report):
     runs = [dict(entry) for entry in report.spec["runs"]]
     runs[1]["label"] = "NEMESIS without noise"
-    main = _tables(report, runs=runs)["main"].data.set_index(["method", "protocol"])
+    main = _tables(_measured(report, runs=runs))["main"].data.set_index(["method", "protocol"])
     assert main.loc[("NEMESIS", "linear"), "published_auroc"] == 0.9633
     assert pd.isna(main.loc[("NEMESIS without noise", "linear"), "published_auroc"])
     assert main.loc[("NEMESIS without noise", "linear"), "difference"] is not None
@@ -81,63 +101,16 @@ def test_notes_tell_other_data_leakage_seeds_and_organs(report):
     assert "chance (0.5): 3 at 25 %" in fractions
     assert "25 %: 2 patients, 18 superpatches, 2 draws" in fractions
     assert "100 % of cells at 25 %" in fractions
-    other = _tables(report, transductive=4, datasets=["BTCV"])["main"]
+    other = _tables(_measured(report, transductive=4, datasets=["BTCV"]))["main"]
     assert "TRANSDUCTIVE: encoders were pretrained on scans of 4 evaluation patients, too" in other.caption
     assert "instead of" not in "".join(other.notes)
 
 
 def test_no_interval_is_printed_for_a_handful_of_patients(report):
-    rows = pd.read_parquet(report.collected / "rows.parquet")
-    predictions = read_predictions(report.collected / "predictions.parquet", report.spec)
-    few = {
-        label: [frame[frame["patient"].isin([f"phantom/s{n:02}" for n in range(4)])] for frame in frames]
-        for label, frames in predictions.items()
-    }
-    main = tables(report.spec, rows, few)[0]
+    few = [f"phantom/s{n:02}" for n in range(4)]
+    main = _tables(_with_predictions(_measured(report), lambda frame: frame[frame["patient"].isin(few)]))["main"]
     assert "[" not in main.rows[0][2]
     assert "4 patients, at least 5 are needed" in "".join(main.notes)
-
-
-def test_reconstruction_takes_the_mean_over_seeds(report):
-    row = _rows(report, "reconstruction")[0]
-    assert float(row["psnr_masked"]) == 21.625  # seeds 21.5 and 21.75
-    assert float(row["psnr_visible_mean"]) == 18.25
-    assert float(row["psnr_masked_easy_in"]) == 23.625
-    assert float(row["psnr_stitched"]) == 23.875
-    other = _rows(report, "reconstruction")[1]
-    assert other["psnr_masked"] == ""  # hides nothing
-    assert float(other["psnr_unmasked_input"]) == 24
-
-
-def test_easy_negatives_are_told_with_the_fill_beside_them(report):
-    table = _tables(report)["reconstruction"]
-    place = table.columns.index("masked / fill with easy")
-    assert table.rows[0][place] == "23.62 / 20.25"
-    assert table.rows[1][place] == "–"
-    assert float(_rows(report, "reconstruction")[0]["psnr_visible_mean_easy_in"]) == 20.25
-
-
-def test_every_number_of_superpatches_is_that_of_its_figure(report):
-    rows = pd.read_parquet(report.collected / "rows.parquet")
-    main = (rows["scope"] == "superpatch") & (rows["easy_negatives"] == "out") & (rows["input_masked"] == True)  # noqa: E712
-    rows.loc[main & rows["metric"].isin(["psnr", "psnr_visible_mean"]) & (rows["region"] == "masked"), "n_superpatches"] = 80
-    rows.loc[main & (rows["metric"] == "ssim"), "n_superpatches"] = 70
-    rows.loc[main & (rows["region"] == "visible"), "n_superpatches"] = 80
-    table = tables(report.spec, rows, read_predictions(report.collected / "predictions.parquet", report.spec))[2]
-    assert [row[-1] for row in table.rows] == ["80", "90"]
-    told = "NEMESIS on phantom 90 (hidden, PSNR pasted, PSNR of unmasked input, SSIM of unmasked input), 70 (SSIM pasted)."
-    assert told in next(note for note in table.notes if note.startswith("Superpatches averaged"))
-    assert not any(note.startswith("Superpatches averaged") for note in _tables(report)["reconstruction"].notes)
-
-
-def test_stitched_volumes_are_counted(report):
-    assert "Stitched: 1 volume." in _tables(report)["reconstruction"].notes
-    rows = pd.read_parquet(report.collected / "rows.parquet")
-    stitched = rows["scope"] == "stitched"
-    rows.loc[stitched, "n_patients"] = 2
-    several = pd.concat([rows, rows[stitched].assign(dataset="other", n_patients=1)])
-    table = tables(report.spec, several, read_predictions(report.collected / "predictions.parquet", report.spec))[2]
-    assert "Stitched: other 1 volume, phantom 2 volumes." in table.notes
 
 
 @pytest.mark.parametrize(("pretraining", "shared"), [("ab", 0), ("bcd", 2)])
@@ -156,38 +129,81 @@ def test_transductive_is_what_the_pools_share(pretraining, shared, tmp_path):
     assert experiment.report_spec()["transductive"] == shared
 
 
+def test_planning_counts_patients_scans_and_labels_of_both_pools(tmp_path):
+    config = Config.model_validate(
+        {
+            "experiment": "e",
+            "datasets": [{"reader": "phantom", "name": name} for name in ("a", "b")],
+            "pools": {"evaluation": 3},
+            "methods": ["ae"],
+        }
+    )
+    pools = (
+        [SimpleNamespace(dataset=d, patient=p, case=f"{p}{n}", kind=k) for n, (d, p, k) in enumerate(cases)]
+        for cases in (
+            [("a", "x", "none"), ("a", "x", "none"), ("a", "y", "pseudo")],
+            [("a", "z", "partial"), ("b", "u", "exhaustive"), ("b", "v", "partial")],
+        )
+    )
+    datasets = [SimpleNamespace(config=dataset) for dataset in config.datasets]
+    experiment = Experiment(config, tmp_path, datasets, *pools, tmp_path / "p.json", tmp_path / "e.json", [])
+    assert experiment.report_spec()["data"] == [
+        {"dataset": "a", "pool": "pretraining", "patients": 2, "scans": 3, "kinds": {"none": 2, "pseudo": 1}},
+        {"dataset": "a", "pool": "evaluation", "patients": 1, "scans": 1, "kinds": {"partial": 1}},
+        {"dataset": "b", "pool": "evaluation", "patients": 2, "scans": 2, "kinds": {"exhaustive": 1, "partial": 1}},
+    ]
+
+
+def test_data_are_counted_by_dataset_and_pool(tmp_path):
+    spec = make_experiment(tmp_path, ("BTCV", "LUNA16"))
+    collect(spec, tmp_path / "collected")
+    measured = read_measured(spec, tmp_path / "collected")
+    table = _tables(measured)["data"]
+    data = table.data.set_index(["dataset", "pool"])
+    assert list(data.index[:4]) == [(d, p) for d in ("BTCV", "LUNA16") for p in ("pretraining", "evaluation")]
+    frame = measured.predictions[spec["runs"][0]["run"]].predictions
+    own = frame[frame["patient"].astype(str).str.startswith("LUNA16/")]
+    row = data.loc[("LUNA16", "evaluation")]
+    assert (row["superpatches"], row["superpatches_above_floor"]) == (
+        own["superpatch"].nunique(), own[~own["easy"]]["superpatch"].nunique(),
+    )  # fmt: skip
+    assert row["superpatches"] == 60  # half of the patients
+    assert pd.isna(data.loc[("LUNA16", "pretraining"), "superpatches"])
+    first = own[(own["organ"] == "liver") & (own["protocol"] == "knn") & (own["label_fraction"] == 1) & ~own["easy"]]
+    assert f"LUNA16: liver 5, {first['truth'].mean():.2f}; spleen 5" in "".join(table.notes)
+    assert data.loc[("BTCV", "pretraining"), "published_nemesis"].startswith("140 scans with HNSCC")
+    assert data.loc[("BTCV", "evaluation"), "published_nemesis"] == "30 scans"
+    assert list(data.loc["BTCV", "published_maesil_scans"]) == [30, 30]
+    assert list(table.data[table.data["status"] == "not used"]["dataset"]) == ["TotalSegmentator", "LIDC-IDRI"]
+
+
 def test_a_method_that_ran_but_cannot_be_scored_says_so(report):
-    rows = pd.read_parquet(report.collected / "rows.parquet")
-    predictions = read_predictions(report.collected / "predictions.parquet", report.spec)
-    unscorable = {label: [frame.assign(truth=False) for frame in frames] for label, frames in predictions.items()}
-    main, fractions, _ = tables(report.spec, rows, unscorable)
+    measured = _measured(report)
+    found = _tables(_with_predictions(measured, lambda frame: frame.assign(truth=False)))
+    main, fractions = found["main"], found["label_fractions"]
     assert {(row[1], row[2]) for row in main.rows} == {
         ("linear probe", "not scorable"), ("k-NN", "not scorable"), ("fine-tune", "not run"),
     }  # fmt: skip
     assert set(main.data["status"]) == {"not scorable", "not run"}
     assert fractions.rows[0][3:] == ["not scorable"] * 2
-    lacking = predictions | {"Random ViT": [frame[frame["protocol"] != "knn"] for frame in predictions["Random ViT"]]}
-    del lacking["NEMESIS"], lacking["Auto_encoder & co"]
-    spec = report.spec | {"runs": [e for e in report.spec["runs"] if e["label"] == "Random ViT"]}
-    assert main_table(spec, rows, lacking, load_published(), ["knn"], 1.0).rows[0][2] == "not run"
+    assert found["ablations"].rows[0][6] == found["sweep"].rows[0][3] == "not scorable"
+    run = next(entry["run"] for entry in report.spec["runs"] if entry["label"] == "Random ViT")
+    linear = measured.predictions[run].predictions
+    lacking = measured.predictions | {run: Scores(linear[linear["protocol"] != "knn"])}
+    main = _tables(replace(measured, predictions=lacking))["main"]
+    assert [row[2] for row in main.rows if row[:2] == ("Random ViT", "k-NN")] == ["not run"]
 
 
 def test_no_difference_is_taken_between_figures_at_different_shares_of_labels(report):
-    rows = pd.read_parquet(report.collected / "rows.parquet")
-    predictions = read_predictions(report.collected / "predictions.parquet", report.spec)
-    fewer = {label: [f[f["label_fraction"] < 1] for f in frames] for label, frames in predictions.items()}
-    main = tables(report.spec, rows, fewer)[0]
+    def fewer(frame):
+        return frame[frame["label_fraction"] < 1] if frame["label_fraction"].min() < 1 else frame.assign(label_fraction=0.25)
+
+    found = _tables(_with_predictions(_measured(report), fewer))
+    main = found["main"]
     assert main.rows[0][3:5] == ("0.9633", "–")
     assert main.data[["auroc_minus_published", "f1_minus_published"]].isna().all(axis=None)
-    assert any("at 100 % of the labels, measured ones at 25 %" in note for note in main.notes)
-
-
-def test_datasets_are_told_apart_and_together(tmp_path):
-    spec = make_experiment(tmp_path, ("a", "b", "a+b"))
-    collect(spec, tmp_path / "collected")
-    print_tables(spec, tmp_path / "collected", tmp_path / "tables")
-    with (tmp_path / "tables" / "reconstruction.csv").open(newline="") as file:
-        assert [r["dataset"] for r in csv.DictReader(file)][:3] == ["a+b", "a", "b"]
+    for name in ("main", "sweep"):
+        assert any("at 100 % of the labels, measured ones at 25 %" in note for note in found[name].notes)
 
 
 def test_clocks_never_reach_a_table_and_a_repeat_gives_the_same_bytes(tmp_path):
@@ -202,7 +218,7 @@ def test_clocks_never_reach_a_table_and_a_repeat_gives_the_same_bytes(tmp_path):
     for entry in spec["runs"]:
         (Path(entry["folder"]) / "timing.json").write_text(json.dumps({"seconds": 99.0}))
     assert printed("second") == first
-    kept = ("runs", "rows", "predictions", "curves")
+    kept = ("runs", "rows", "predictions", "reconstructions", "curves")
     for name in kept:
         assert (tmp_path / "first" / f"{name}.parquet").read_bytes() == (tmp_path / "second" / f"{name}.parquet").read_bytes()
     timings = pd.read_parquet(tmp_path / "second" / "timings.parquet")
@@ -222,7 +238,7 @@ def test_collect_names_every_missing_file(tmp_path):
 
 def test_runs_are_flattened(report):
     runs = pd.read_parquet(report.collected / "runs.parquet")
-    assert list(runs["identity.settings.embed_dim"]) == ["48"] * 4
+    assert list(runs["identity.settings.embed_dim"]) == ["48"] * 6 + ["96"] * 2 + ["48"] * 5
     assert json.loads(runs["identity_json"][0])["method"] == "nemesis"
 
 
@@ -266,7 +282,7 @@ write_page(spec, root / "t", Path(sys.argv[3]), root / "p" / "index.html")
 assert not {"torch", "monai", "matplotlib", "mlflow"} & set(sys.modules), "collect, tables or page"
 from nemesis.report.figures import draw_figures
 draw_figures(spec, root / "c", root / "t", root / "f")
-import mlflow, nemesis.tracking
+import mlflow, nemesis.tracking.replay
 assert not {"torch", "monai"} & set(sys.modules), "figures or tracking"
 """
     command = [sys.executable, "-c", code, json.dumps(report.spec), str(report.root / "light"), str(report.figures)]

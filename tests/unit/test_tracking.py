@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import time
@@ -9,7 +10,8 @@ import pandas as pd
 import pytest
 
 from nemesis.errors import NemesisError
-from nemesis.tracking import log_tracking, without_password
+from nemesis.tracking.replay import log_tracking
+from nemesis.tracking.store import TAG_RUN, experiment_name, opened, without_password
 
 SECRET = "hush"
 
@@ -62,7 +64,62 @@ def test_a_training_has_its_parameters_curve_and_checkpoint(report, logged):
     assert [(m.step, m.value) for m in curve] == list(zip(expected["step"], expected["value"], strict=True))
     assert run.data.tags["nemesis.checkpoint"] == f"{entry['folder']}/checkpoint.safetensors"
     assert run.data.metrics["timing/pretrain/seconds"] == 12.5
-    assert run.data.metrics["auroc/linear/1"] == pytest.approx(0.82)
+    rows = pd.read_parquet(report.collected / "rows.parquet").query("run == @entry['run'] and metric == 'auroc'")
+    means = rows.query("protocol == 'linear' and label_fraction == 1 and easy_negatives == 'out'")["value"]
+    assert len(means) > 1 and run.data.metrics["auroc/linear/1"] == pytest.approx(means.mean())
+
+
+def test_a_run_that_several_parts_ask_for_is_logged_once_under_all_their_names(report, tmp_path):
+    by_part = {entry["part"]: entry for entry in reversed(report.spec["runs"])}  # the first of each
+    shared, cell = by_part["methods"], by_part["sweep"]
+    again = {"part": "ablations", "label": "as configured", "group": "masking"}
+    record = _log(report, tmp_path, spec={"runs": [shared, cell, shared | again]})
+    assert record["runs"].keys() == {shared["run"], cell["run"], "report"}
+    runs = {name: _client(record).get_run(run) for name, run in record["runs"].items()}
+    assert runs[shared["run"]].info.run_name == f"{shared['label']}; as configured, seed 0"
+    expected = {"part": "methods; ablations", "label": f"{shared['label']}; as configured", "group": "masking"}
+    assert expected.items() <= {k.removeprefix("nemesis."): v for k, v in runs[shared["run"]].data.tags.items()}.items()
+    tags = runs[cell["run"]].data.tags
+    assert tags["nemesis.part"] == "sweep" and tags["nemesis.label"] == cell["label"] and "nemesis.group" not in tags
+    metrics = runs[cell["run"]].data.metrics
+    assert {"loss", "psnr", "timing/pretrain/seconds", "timing/evaluate/seconds", "auroc/linear/1"} <= metrics.keys()
+
+
+def test_what_was_shown_live_is_replaced(report, tmp_path):
+    entry = report.spec["runs"][0]
+    spec = {"runs": [entry]}
+    with opened(experiment_name(report.spec), tmp_path, 5, 0) as store:
+        live = [
+            store.client.create_run(store.experiment, tags={TAG_RUN: entry["run"]}).info.run_id  # one is still RUNNING
+            for _ in range(2)
+        ]
+        store.client.set_terminated(live[0])
+    record = _log(report, tmp_path, spec=spec)
+    active = {run.info.run_id: run.info.status for run in _client(record).search_runs([record["experiment_id"]])}
+    assert active == dict.fromkeys(record["runs"].values(), "FINISHED")
+    assert _log(report, tmp_path, spec=spec) == record
+
+
+def test_an_experiment_that_another_process_has_just_created_is_taken(tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    with opened("small", tmp_path, 5, 0) as first:
+        known, asked = MlflowClient.get_experiment_by_name, []
+
+        def late(self, name):
+            asked.append(name)
+            return None if len(asked) == 1 else known(self, name)
+
+        monkeypatch.setattr(MlflowClient, "get_experiment_by_name", late)
+        with opened("small", tmp_path, 5, 0) as second:
+            assert second.experiment == first.experiment
+
+
+def test_nothing_of_ours_is_left_in_the_environment(tmp_path):
+    before = dict(os.environ)
+    with opened("small", tmp_path, 5, 0):
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "5"
+    assert dict(os.environ) == before
 
 
 def test_every_printed_table_loaded_back_equals_its_file(report, logged, tmp_path):

@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 REPO = Path(__file__).resolve().parents[2]
-SOURCES = ("Snakefile", "workflow", "profiles", "config", "nemesis", "baselines", "environment.yml")
+SOURCES = ("Snakefile", "workflow", "profiles", "config", "nemesis", "baselines", "notebooks", "environment.yml")
 SIZE = {"embed_dim": 64, "depth": 1}
 CONFIG = {
     "experiment": "tiny",
@@ -32,7 +32,9 @@ CONFIG = {
     "state_every": 10,
     "device": "cpu",
 }
-REPORT = {"collect_rows", "print_tables", "draw_figures", "write_page", "log_tracking"}
+REPORT = {  # rule → jobs
+    "collect_rows": 1, "print_tables": 1, "draw_figures": 1, "write_page": 1, "run_notebook": 3, "log_tracking": 1,
+}  # fmt: skip
 
 
 @dataclass
@@ -106,7 +108,7 @@ class Place:
         run = self.run_folder(method)
         shutil.rmtree(run)
         shutil.rmtree(self.results / "tiny" / "evaluation" / run.name)
-        for name in ("collected", "tables", "figures", "report"):
+        for name in ("collected", "tables", "figures", "notebooks", "report"):
             shutil.rmtree(self.results / "tiny" / name)
         return run
 

@@ -7,7 +7,7 @@ import pytest
 from places import CONFIG, REPO, REPORT
 
 pytestmark = pytest.mark.workflow
-OWN_JOBS = {"pretrain_method": 1, "evaluate_encoder": 1, **dict.fromkeys(REPORT, 1)}
+OWN_JOBS = {"pretrain_method": 1, "evaluate_encoder": 1, **REPORT}
 METHOD = '''
 """Thumbnail: predicts the mean of a superpatch from its coarse look."""
 
@@ -72,7 +72,7 @@ def test_a_method_of_an_outside_package_is_planned_run_printed_and_taken_out_aga
     assert {p: p.stat().st_mtime_ns for p in place.run_folder("nemesis").rglob("*")} == others
 
     place.write_config()
-    assert place.plan().jobs == dict.fromkeys(REPORT, 1)
+    assert place.plan().jobs == REPORT
     place.write_config(methods=[*CONFIG["methods"][::-1], "thumbnail"])
     assert not {"pretrain_method", "evaluate_encoder"} & set(place.plan().jobs)
 

@@ -10,14 +10,13 @@ import pytest
 from places import CONFIG, REPORT
 
 pytestmark = pytest.mark.workflow
-REPORTED = dict.fromkeys(REPORT, 1)
 
 
 def test_a_run_ends_with_everything_and_says_what_it_did(finished):
     tiny = finished.results / "tiny"
-    names = {file.name for folder in ("tables", "figures", "report") for file in (tiny / folder).iterdir()}
+    names = {file.name for folder in ("tables", "figures", "notebooks", "report") for file in (tiny / folder).iterdir()}
     assert {f"main.{ending}" for ending in ("csv", "md", "tex", "html")} <= names
-    assert {"reconstructions.png", "training_curves.svg", "index.html"} <= names
+    assert {"reconstructions.png", "training_curves.svg", "index.html", "data.html", "ablation_tables.html"} <= names
     assert set(json.loads((tiny / "tracking.json").read_text())["runs"]) == {
         "report", finished.run_folder("nemesis").name, finished.run_folder("random_vit").name,
     }  # fmt: skip
@@ -52,16 +51,16 @@ def test_what_no_number_depends_on_plans_nothing(place):
 
 def test_a_key_of_the_probe_repeats_evaluation_and_report_only(place):
     place.write_config(probe={**CONFIG["probe"], "folds": 2})
-    assert place.plan().jobs == {"evaluate_encoder": 2, **REPORTED}
+    assert place.plan().jobs == {"evaluate_encoder": 2, **REPORT}
     place.write_config(probe={**CONFIG["probe"], "bootstrap": 200})
-    assert place.plan().jobs == REPORTED
+    assert place.plan().jobs == REPORT
     place.write_config()
     assert place.plan().jobs == {}
 
 
 def test_a_key_of_pretraining_repeats_the_runs_it_enters(place):
     place.write_config(pretraining={**CONFIG["pretraining"], "steps": 61})
-    assert place.plan().jobs == {"pretrain_method": 1, "evaluate_encoder": 1, **REPORTED}
+    assert place.plan().jobs == {"pretrain_method": 1, "evaluate_encoder": 1, **REPORT}
 
 
 def test_the_wording_of_a_source_file_plans_nothing_and_its_version_what_it_stands_for(place):
@@ -73,12 +72,12 @@ def test_the_wording_of_a_source_file_plans_nothing_and_its_version_what_it_stan
     assert place.plan().jobs == {}
 
     raise_version(place, "evaluation")
-    assert place.plan().jobs == {"evaluate_encoder": 2, **REPORTED}
+    assert place.plan().jobs == {"evaluate_encoder": 2, **REPORT}
     raise_version(place, "training")
-    assert place.plan().jobs == {"pretrain_method": 1, "evaluate_encoder": 2, **REPORTED}
+    assert place.plan().jobs == {"pretrain_method": 1, "evaluate_encoder": 2, **REPORT}
     raise_version(place, "data")
     jobs = place.plan().jobs
-    assert jobs == {"ingest_scans": 1, "check_cohort": 1, "pretrain_method": 1, "evaluate_encoder": 2, **REPORTED}
+    assert jobs == {"ingest_scans": 1, "check_cohort": 1, "pretrain_method": 1, "evaluate_encoder": 2, **REPORT}
 
 
 def raise_version(place, stage):
@@ -92,7 +91,12 @@ def raise_version(place, stage):
 def test_a_deleted_table_is_printed_again_without_anything_else(place):
     table = place.results / "tiny" / "tables" / "main.csv"
     table.unlink()
-    assert set(place.plan().jobs) == REPORT - {"collect_rows"}
+    assert place.plan().jobs.keys() == REPORT.keys() - {"collect_rows"}
+
+
+def test_a_deleted_notebook_is_run_again_without_anything_else(place):
+    (place.results / "tiny" / "notebooks" / "data.html").unlink()
+    assert place.plan().jobs == {"run_notebook": 1, "log_tracking": 1}
 
 
 def test_another_set_of_datasets_is_gathered_anew(place):

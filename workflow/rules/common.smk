@@ -16,6 +16,7 @@ try:
         list(workflow.config_settings.configfiles)
         or [Path(workflow.basedir) / "config" / "config.yaml"],
         workflow.config_settings.config,
+        dry_run=workflow.output_settings.dryrun,  # workflow.dryrun is known only once all is read
     )
 except NemesisError as error:
     raise WorkflowError(str(error)) from None
@@ -26,7 +27,7 @@ shell.prefix(f'set -euo pipefail; export PATH="{Path(sys.executable).parent}:$PA
 
 CONFIG = EXPERIMENT.config
 FOLDER = str(EXPERIMENT.folder)
-RUNS = [run.id for run in EXPERIMENT.runs]
+RUNS = EXPERIMENT.run_ids
 DATASETS = {dataset.config.name: dataset for dataset in EXPERIMENT.datasets}
 GPU = int(wants_gpu(CONFIG.device))
 

@@ -8,6 +8,7 @@ rule evaluate_encoder:
     output:
         rows=f"{FOLDER}/evaluation/{{run}}/rows.parquet",
         predictions=f"{FOLDER}/evaluation/{{run}}/predictions.parquet",
+        reconstructions=f"{FOLDER}/evaluation/{{run}}/reconstructions.parquet",
         reconstruction=f"{FOLDER}/evaluation/{{run}}/reconstruction.npz",
         timing=f"{FOLDER}/evaluation/{{run}}/timing.json",
     log:

@@ -1,5 +1,9 @@
 """Pretraining pool → one checkpoint per run. A run's folder is shared by all experiments that ask for it."""
 
+from nemesis.tracking.store import experiment_name, label_of
+
+REPORTED = EXPERIMENT.report_spec()
+
 
 rule pretrain_method:
     input:
@@ -24,10 +28,13 @@ rule pretrain_method:
         device=CONFIG.device,
         loader_workers=CONFIG.loader_workers,
         state_every=CONFIG.state_every,
+        track=experiment_name(REPORTED),
+        label=lambda wc: label_of(REPORTED, wc.run),
     params:
         identity=lambda wc: as_json(EXPERIMENT.run(wc.run).identity),
     shell:
         "nemesis pretrain {params.identity:q} --folder results/runs/{wildcards.run}"
         " --pool {input.pool:q} --index {input.index:q} --device {resources.device}"
         " --workers {resources.loader_workers} --state-every {resources.state_every}"
+        " --track {resources.track:q} --label {resources.label:q}"
         " 2>&1 | tee {log:q}"

@@ -3,9 +3,12 @@
 from nemesis.report import COLLECTED, FIGURES, TABLES
 from nemesis.report import VERSION as REPORT_VERSION
 from nemesis.tracking import VERSION as TRACKING_VERSION
-from nemesis.tracking import server
+from nemesis.tracking.store import server
 
-COLLECTED_FILES = expand(f"{FOLDER}/collected/{{name}}.parquet", name=COLLECTED)
+COLLECTED_FILES = expand(
+    f"{FOLDER}/collected/{{name}}.parquet",
+    name=[*COLLECTED, *(["trials"] if CONFIG.search else [])],
+)
 TABLE_FILES = expand(
     f"{FOLDER}/tables/{{name}}.{{format}}",
     name=TABLES,
@@ -21,6 +24,10 @@ rule collect_rows:
         experiment=EXPERIMENT.report_file,
         rows=expand(f"{FOLDER}/evaluation/{{run}}/rows.parquet", run=RUNS),
         predictions=expand(f"{FOLDER}/evaluation/{{run}}/predictions.parquet", run=RUNS),
+        reconstructions=expand(
+            f"{FOLDER}/evaluation/{{run}}/reconstructions.parquet", run=RUNS
+        ),
+        search=SEARCH_FILES,
     output:
         COLLECTED_FILES,
     log:
@@ -114,6 +121,7 @@ rule log_tracking:
         collected=COLLECTED_FILES,
         tables=TABLE_FILES,
         figures=FIGURE_FILES,
+        notebooks=lambda wc: NOTEBOOK_FILES,
         page=f"{FOLDER}/report/index.html",
     output:
         f"{FOLDER}/tracking.json",
@@ -131,4 +139,4 @@ rule log_tracking:
         server=server(),
     shell:
         "nemesis report track {input.experiment:q} {params.folder}/collected {params.folder}/tables {params.folder}/figures"
-        " {params.folder}/report {output:q} 2>&1 | tee {log:q}"
+        " {params.folder}/notebooks {params.folder}/report {output:q} 2>&1 | tee {log:q}"

@@ -1,11 +1,7 @@
-"""Figures, each as PNG (for the page) and SVG (for papers), byte-identical when drawn again from the same numbers.
-
-Colours are Okabe and Ito's, which stay apart for colour-blind readers; a method keeps its colour in every figure.
-"""
+"""Planes of one evaluation scan: what the network saw, what it made of it, where it is wrong."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,45 +9,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nemesis.files import write_bytes
 from nemesis.report.collect import first_seed, labels_in_order, reference_label
+from nemesis.report.figures.style import sentence
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#7F7F7F", "#000000")
 HIDDEN_COLOUR = "#4a6a8a"  # masked voxels: no grey of the CT window looks like it
 PLANES = ("axial", "coronal", "sagittal")
 # Radiological convention: which side of the patient lies at the left, right, top and bottom of each picture.
 SIDES = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
 LETTERS_AT = ((0.04, 0.5), (0.96, 0.5), (0.5, 0.95), (0.5, 0.05))  # in the order of SIDES, shares of a panel
-PROTOCOL_STYLES = {"linear": ("-", "o"), "knn": ("--", "s")}
-PROTOCOL_NAMES = {"linear": "linear probe", "knn": "k-NN"}
 
 Volume = NDArray[Any]
 
 
-def draw_figures(spec: Mapping[str, Any], collected: Path, tables: Path, out: Path) -> None:
-    """Job: every name of ``FIGURES`` as ``out/<name>.png`` and ``.svg``; what cannot be drawn says so in its place.
-
-    Args:
-        spec: see :func:`nemesis.report.collect.collect`.
-        collected: folder that ``collect`` wrote (curves.parquet is read).
-        tables: folder that ``print_tables`` wrote (label_fractions.csv is read: its intervals are not computed twice).
-    """
-    import pandas as pd
-
-    fractions = pd.read_csv(tables / "label_fractions.csv")
-    curves = pd.read_parquet(collected / "curves.parquet")
-    labels = labels_in_order(spec)
-    _save(_reconstructions(spec), out / "reconstructions")
-    _save(label_fractions(fractions, labels), out / "label_fractions")
-    _save(training_curves(curves, spec), out / "training_curves")
-
-
-def _reconstructions(spec: Mapping[str, Any]) -> Figure:
+def of_reference(spec: Mapping[str, Any]) -> Figure:
+    """The reference's first seed; where it does not reconstruct, the first label that does."""
     reference = reference_label(spec)
     for label in sorted(labels_in_order(spec), key=lambda name: name != reference):
         entry = first_seed(spec, label)
@@ -60,7 +34,7 @@ def _reconstructions(spec: Mapping[str, Any]) -> Figure:
             with np.load(path, allow_pickle=False) as material:
                 if material.files:  # empty where the method does not reconstruct
                     return reconstructions(dict(material), f"{label}, seed {entry['seed']}")
-    return _sentence("No method of this experiment reconstructs its input.")
+    return sentence("No method of this experiment reconstructs its input.")
 
 
 def reconstructions(material: Mapping[str, NDArray[Any]], title: str) -> Figure:
@@ -146,104 +120,6 @@ def view(volume: Volume, plane: str, where: Sequence[int]) -> Volume:
     return picture[::-1, ::-1]
 
 
-def label_fractions(table: pd.DataFrame, labels: Sequence[str]) -> Figure:
-    """AUROC against the share of labels, with intervals; ``table`` is label_fractions.csv."""
-    measured = table[table["auroc"].notna()]
-    if measured.empty:
-        return _sentence("No probe was scored.")
-    figure, axes = _panel()
-    ticks = sorted(measured["label_fraction"].unique())
-    # Curves of one tick are set side by side: intervals drawn over each other cannot be read.
-    groups = [(label, protocol) for label in labels for protocol in PROTOCOL_STYLES]
-    for number, (label, protocol) in enumerate(groups):
-        rows = measured[(measured["method"] == label) & (measured["protocol"] == protocol)]
-        if rows.empty:
-            continue
-        rows = rows.sort_values("label_fraction")
-        line, marker = PROTOCOL_STYLES[protocol]
-        x = np.array([ticks.index(f) for f in rows["label_fraction"]])
-        x = x + 0.3 * (number - (len(groups) - 1) / 2) / len(groups)
-        reach = np.vstack([rows["auroc"] - rows["auroc_low"], rows["auroc_high"] - rows["auroc"]]).clip(0)
-        style: dict[str, Any] = {
-            "color": _colour(labels, label),
-            "linestyle": line,
-            "marker": marker,
-            "markersize": 4,
-            "linewidth": 1.4,
-        }
-        name = f"{label}, {PROTOCOL_NAMES[protocol]}"
-        axes.errorbar(x, rows["auroc"], yerr=reach, elinewidth=0.9, capsize=2, label=name, **style)
-    axes.set_xticks(range(len(ticks)), [f"{100 * f:g} %" for f in ticks])
-    axes.set_xlabel("labelled training patients", fontsize=9)
-    axes.set_ylabel("AUROC (95 % interval over patients)", fontsize=9)
-    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return figure
-
-
-def training_curves(curves: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
-    """The pretext loss of every run against steps; ``curves``: run, step, monitor, value."""
-    losses = curves[curves["monitor"] == "loss"]
-    if losses.empty:
-        return _sentence("Nothing was pretrained.")
-    labels = labels_in_order(spec)
-    figure, axes = _panel()
-    named: set[str] = set()
-    for entry in spec["runs"]:
-        line = losses[losses["run"] == entry["run"]].sort_values("step")
-        if line.empty:
-            continue
-        label = entry["label"]
-        axes.plot(
-            line["step"],
-            line["value"],
-            color=_colour(labels, label),
-            linewidth=1.2,
-            label=None if label in named else label,
-        )
-        named.add(label)
-    if (losses["value"] > 0).all():
-        axes.set_yscale("log")
-    axes.set_xlabel("optimiser step", fontsize=9)
-    axes.set_ylabel("pretext loss (each method's own)", fontsize=9)
-    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return figure
-
-
-def _colour(labels: Sequence[str], label: str) -> str:
-    return COLOURS[labels.index(label) % len(COLOURS)]
-
-
-def _panel() -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.4), facecolor="white", layout="constrained")
-    axes = figure.add_subplot()
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(which="both", labelsize=8)
-    return figure, axes
-
-
-def _sentence(text: str) -> Figure:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 1), facecolor="white")
-    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=10)
-    return figure
-
-
 def _unit(volume: NDArray[Any]) -> NDArray[np.float32]:
     """[0, 1] as float32; bytes hold 255ths."""
     return volume.astype(np.float32) / np.float32(255 if volume.dtype == np.uint8 else 1)
-
-
-def _save(figure: Figure, stem: Path) -> None:
-    import matplotlib
-
-    # Fonts and ids are pinned and no date or version is written, so that the same figure is the same file.
-    with matplotlib.rc_context({"svg.hashsalt": "nemesis", "font.family": "DejaVu Sans"}):
-        for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix[1:], dpi=160, metadata=metadata)
-            write_bytes(stem.with_name(stem.name + suffix), buffer.getvalue())

@@ -1,0 +1,101 @@
+"""What jobs cost that nothing recorded covers: FLOP from counted multiply–accumulates, disk from sizes; nothing is computed.
+
+What is assumed of a scan nobody has read stands here as constants, and :func:`assumptions` says it beside the figures. Time of
+the CPU (reading, cutting crops, probes, bootstraps) is not in it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from nemesis.evaluation.cost import VOLUME, MethodCost, method_cost, superpatches
+from nemesis.files import canonical_json
+from nemesis.method import create
+from nemesis.models.architecture import Size
+from nemesis.runs import search_run
+
+FLOP_PER_MAC = 2
+PASSES_PER_STEP = 3  # forward, and backward to the inputs and to the weights
+BYTES_PER_VOXEL = 1.0  # of a stored scan: int16, compressed; CT at its native spacing came to 0.9
+BYTES_PER_RECONSTRUCTED_VOXEL = 1.2  # of the volume that a run keeps for the figure
+BYTES_PER_NUMBER = 4  # of checkpoints and features
+STATE = 3  # what a training that goes on can be resumed from, in checkpoints: weights and both moments of AdamW
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Arithmetic of a job and what it leaves on disk."""
+
+    flop: float
+    disk_mib: float
+
+
+def volume(stored_mib: float | None) -> Size:
+    """Voxels (D, H, W) of a dataset's scan: :data:`nemesis.evaluation.cost.VOLUME`, scaled to what its scans took once stored."""
+    scale = 1.0 if stored_mib is None else (stored_mib * MIB / BYTES_PER_VOXEL / math.prod(VOLUME)) ** (1 / 3)
+    d, h, w = (max(1, round(n * scale)) for n in VOLUME)
+    return d, h, w
+
+
+def ingestion(scans: int) -> Estimate:
+    """The stored scans of a dataset."""
+    return Estimate(0.0, scans * math.prod(VOLUME) * BYTES_PER_VOXEL / MIB)
+
+
+def training(identity: Mapping[str, Any]) -> Estimate:
+    """One run's training (:mod:`nemesis.runs`), from the superpatches it sees."""
+    cost, recipe = _cost(identity), identity["pretraining"]
+    seen = recipe["steps"] * recipe["batch_size"] if recipe else 0
+    return Estimate(FLOP_PER_MAC * PASSES_PER_STEP * (cost.pretext or 0) * seen, cost.parameters * BYTES_PER_NUMBER / MIB)
+
+
+def evaluation(spec: Mapping[str, Any], volumes: Sequence[Size]) -> Estimate:
+    """One run's evaluation (:meth:`nemesis.experiment.Experiment.evaluate_spec`) on scans of these voxels.
+
+    Every superpatch is encoded once and, where the method reconstructs, passes the whole network under its mask and, where the
+    whole input is asked for, with nothing hidden; the last is taken as encoder and pretext together, which it never exceeds.
+    """
+    cost, n = _cost(spec["identity"]), sum(superpatches(spec["identity"]["superpatch"], scan) for scan in volumes)
+    macs, kept = cost.encode, 0.0
+    if "reconstruction" in spec:
+        pretext = cost.pretext or 0
+        macs += pretext + (cost.encode + pretext if spec["reconstruction"]["unmasked"] else 0)
+        kept = math.prod(volumes[0]) * BYTES_PER_RECONSTRUCTED_VOXEL
+    return Estimate(FLOP_PER_MAC * macs * n, (n * cost.features * BYTES_PER_NUMBER + kept) / MIB)
+
+
+def search(spec: Mapping[str, Any]) -> Estimate:
+    """At most what the trainings of an adaptive sweep (:meth:`nemesis.experiment.Experiment.search_spec`) take: every trial the
+    widest, least masked point, none pruned."""
+    largest = training(search_run(spec["template"], max(spec["embed_dims"]), min(spec["mask_ratios"])).identity)
+    trials = spec["search"]["trials"]
+    return Estimate(trials * largest.flop, trials * largest.disk_mib)
+
+
+def assumptions(tflops: float, largest_checkpoint_mib: float) -> list[str]:
+    """What the figures rest on, a sentence each."""
+    size = "×".join(map(str, VOLUME))
+    return [
+        f"GPU hours are an estimate: {FLOP_PER_MAC} FLOP per multiply–accumulate, {PASSES_PER_STEP} forward passes per training "
+        f"step, at {tflops:g} TFLOP/s sustained (--tflops). That is an assumption: an A100 peaks at 312 in bf16, but batches of "
+        "few superpatches keep a GPU far below its peak. Cutting crops, probes and bootstraps are not in it.",
+        f"Disk marked ≈ is an estimate: a scan of a dataset that was never recorded is taken as {size} voxels "
+        f"({superpatches(128)} superpatches of 128³), {BYTES_PER_VOXEL:g} byte each once stored; predictions and tables are "
+        f"small. The raw scans come on top, and {STATE * largest_checkpoint_mib:.0f} MiB for the resumable state of a training "
+        "while it runs.",
+    ]
+
+
+def _cost(identity: Mapping[str, Any]) -> MethodCost:
+    return _counted(identity["method"], canonical_json(identity["settings"]), identity["superpatch"])
+
+
+@cache
+def _counted(method: str, settings: str, superpatch: int) -> MethodCost:
+    return method_cost(create(method, json.loads(settings), superpatch))

@@ -1,0 +1,74 @@
+"""Lines: quality against labels, and the pretext loss against steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nemesis.report.figures.style import legend, make_logarithmic, panels, sentence, styles
+from nemesis.report.tables import PROTOCOLS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+def label_fractions(table: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
+    """AUROC against the share of labels, a panel for each protocol; bands are the intervals of ``label_fractions.csv``."""
+    measured = table[table["auroc"].notna()]
+    probed = [protocol for protocol in PROTOCOLS if (measured["protocol"] == protocol).any()]
+    if not probed:
+        return sentence("No probe was scored.")
+    figure, row = panels(len(probed), (2.1 + 3.0 * len(probed), 3.4), sharey=True)
+    named: dict[str, Any] = {}
+    look = styles(spec)
+    ticks = sorted(measured["label_fraction"].unique())
+    for axes, protocol in zip(row, probed, strict=True):
+        here = measured[measured["protocol"] == protocol]
+        for (label, style), aside in zip(look.items(), np.linspace(0.98, 1.02, len(look)), strict=True):
+            line = here[here["method"] == label].sort_values("label_fraction")
+            x, point, low, high = (line[name] for name in ("label_fraction", "auroc", "auroc_low", "auroc_high"))
+            if len(ticks) > 1:
+                axes.fill_between(x, low, high, color=style.colour, alpha=min(0.12, 0.6 / len(look)), linewidth=0)
+                for edge in (low, high):
+                    axes.plot(x, edge, color=style.colour, alpha=0.5, linewidth=0.5)
+            else:  # a single share has no bands: bars, side by side
+                x = x * aside
+                axes.vlines(x, low, high, color=style.colour, linewidth=0.9)
+            (named[label],) = axes.plot(
+                x, point, color=style.colour, linestyle=style.line, marker=style.marker, linewidth=1.4, markersize=4, zorder=3
+            )
+        axes.set_xscale("log")
+        axes.margins(x=0.08)
+        axes.minorticks_off()
+        axes.set_xticks(ticks, [f"{100 * share:g} %" for share in ticks])
+        axes.set_title(PROTOCOLS[protocol], fontsize=9)
+        axes.set_xlabel("labelled training patients")
+    row[0].set_ylabel("AUROC (95 % interval over patients)")
+    legend(figure, named)
+    return figure
+
+
+def training_curves(curves: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
+    """The pretext loss of every run against steps; ``curves``: run, step, monitor, value."""
+    losses = curves[(curves["monitor"] == "loss") & curves["run"].isin([entry["run"] for entry in spec["runs"]])]
+    if losses.empty:
+        return sentence("Nothing was pretrained.")
+    look = styles(spec)
+    figure, (axes,) = panels()
+    named: dict[str, Any] = {}
+    for entry in spec["runs"]:
+        line = losses[losses["run"] == entry["run"]].sort_values("step")
+        if not line.empty:
+            style = look[entry["label"]]
+            (named[entry["label"]],) = axes.plot(
+                line["step"], line["value"], color=style.colour, linestyle=style.line, linewidth=1.2
+            )
+    if (losses["value"] > 0).all():
+        make_logarithmic(axes, "yaxis", "{x:g}")
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel("pretext loss (each method's own)")
+    legend(figure, named)
+    return figure

@@ -1,0 +1,224 @@
+"""Organ presence read off frozen features: NEMESIS Tables II and III."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from nemesis.evaluation.statistics import Estimate
+from nemesis.report.collect import of_part, reference_label
+from nemesis.report.published import NEMESIS, load_published, published_note, published_row, unmatched
+from nemesis.report.render import Table, interval, number
+from nemesis.report.tables.measured import PROTOCOLS, Entries, Measured
+from nemesis.report.tables.pieces import (
+    MEASURED,
+    NOT_RUN,
+    NOT_SCORABLE,
+    Record,
+    add_holm,
+    beside,
+    configuration_note,
+    counts,
+    difference_figures,
+    figures,
+    interval_notes,
+    measured_text,
+    p_text,
+    pair,
+    partly_note,
+    pools_text,
+    share,
+    sizes_text,
+    spread,
+    superpatches_of,
+)
+
+PUBLISHED_ON = ("BTCV",)
+
+
+def main_table(measured: Measured) -> Table:
+    """One row per method and protocol, at the largest share of labels."""
+    spec, fraction, probed = of_part(measured.spec, "methods"), measured.fractions[-1], measured.probed
+    rows, papers = measured.rows_of(spec["runs"]), load_published()["table2_main"]
+    reference = reference_label(spec)
+    comparable = fraction == 1  # the published figures are at all labels
+    labels = measured.labels("methods")
+    seen = {(label, protocol): measured.score(labels[label], protocol, fraction) for label in labels for protocol in probed}
+    records: list[Record] = []
+    for (label, protocol), auroc in seen.items():
+        own = labels[label]
+        paper = published_row(spec, papers, label, protocol=protocol)
+        record = _record(label, protocol, _status(measured, auroc, own, protocol), fraction)
+        record |= figures("auroc", auroc) | {"auroc_seed_sd": spread(auroc)}
+        record |= beside("auroc", auroc.point, paper.get("auroc"), comparable)
+        f1 = measured.score(own, protocol, fraction, "f1")
+        record |= figures("f1", f1) | figures("f1_tuned", measured.score(own, protocol, fraction, "f1_tuned"))
+        record |= beside("f1", f1.point, paper.get("f1"), comparable)
+        record |= figures("average_precision", measured.score(own, protocol, fraction, "average_precision"))
+        record |= figures("auroc_easy_in", measured.score(own, protocol, fraction, easy_negatives="in"))
+        gap = None
+        if reference is not None and label != reference and None not in (auroc.point, seen[reference, protocol].point):
+            gap = measured.difference(own, labels[reference], protocol, fraction)
+        records.append(record | difference_figures(gap) | counts(auroc) | {"seeds": len(own)})
+    add_holm(records)
+    for row in unmatched(spec, papers, records, "protocol"):
+        record = dict.fromkeys(records[0]) | _record(row["method"], row["protocol"], NOT_RUN)
+        records.append(record | {"published_auroc": row["auroc"], "published_f1": row["f1"]})
+
+    name = reference or "NEMESIS"
+    columns = (
+        "method", "protocol", "AUROC [95 % CI]", "published", "Δ published", "F1 at 0.5 / tuned", "published F1",
+        "average precision", f"Δ AUROC to {name} [95 % CI]", "p (Holm)", "AUROC with easy negatives",
+    )  # fmt: skip
+    printed = []
+    for r in records:
+        compared = r["method"] != reference or r["status"] != MEASURED
+        printed.append((
+            r["method"], PROTOCOLS[r["protocol"]],
+            measured_text(r, interval(r, "auroc", 3)), number(r["published_auroc"], 4),
+            number(r["auroc_minus_published"], 3, sign=True),
+            pair(r["f1"], r["f1_tuned"], 3, 3), number(r["published_f1"], 3), number(r["average_precision"], 3),
+            interval(r, "difference", 3, sign=True) if compared else "reference", p_text(r["difference_p_holm"]),
+            number(r["auroc_easy_in"], 3),
+        ))  # fmt: skip
+    caption = (
+        f"Organ presence in {superpatches_of(spec)}, read off frozen features at {share(fraction)} of the labels. "
+        f"{sizes_text(seen.values())} {pools_text(spec)}"
+    )
+    notes = [
+        published_note(spec, NEMESIS, PUBLISHED_ON, "the same protocol"),
+        *partly_note(fraction),
+        _organs_note(spec, rows, fraction),
+        "Superpatches that are nearly empty (easy negatives) are left out, but in the last column.",
+        *interval_notes(spec, seen.values()),
+        _seeds_note(measured, seen),
+        *_chance_notes(rows, [fraction]),
+        "F1 is taken at the score 0.5, as in the paper, and at a threshold tuned on training patients; p is that of the paired "
+        "bootstrap difference, adjusted within this table after Holm.",
+        configuration_note(spec),
+    ]
+    title = "Frozen encoders: organ presence (NEMESIS Table II)"
+    return Table("main", title, caption, columns, printed, notes, pd.DataFrame(records), text_columns=2)
+
+
+def fractions_table(measured: Measured) -> Table:
+    """AUROC at growing shares of labelled training patients; the paper's line stands under the measured one."""
+    spec, fractions = of_part(measured.spec, "methods"), measured.fractions
+    rows, papers = measured.rows_of(spec["runs"]), load_published()["table3_label_fraction"]
+    records: list[Record] = []
+    printed: list[list[str]] = []
+    seen: list[Estimate] = []
+    for label, entries in measured.labels("methods").items():
+        for protocol in measured.probed:
+            paper = published_row(spec, papers, label, protocol=protocol)
+            line: list[Record] = []
+            for fraction in fractions:
+                auroc = measured.score(entries, protocol, fraction)
+                seen.append(auroc)
+                record = _record(label, protocol, _status(measured, auroc, entries, protocol), fraction)
+                record |= figures("auroc", auroc) | {"auroc_seed_sd": spread(auroc)}
+                record |= beside("auroc", auroc.point, paper.get(fraction))
+                line.append(record | counts(auroc) | {"seeds": len(entries)})
+            records += line
+            name = PROTOCOLS[protocol]
+            printed.append([label, name, MEASURED, *(measured_text(r, interval(r, "auroc", 3)) for r in line)])
+            if paper:
+                printed.append([label, name, "published", *(number(r["published_auroc"], 4) for r in line)])
+                printed.append([label, name, "Δ", *(number(r["auroc_minus_published"], 3, sign=True) for r in line)])
+    for paper in unmatched(spec, papers, records, "protocol"):
+        records += [dict.fromkeys(records[0]) | _record(paper["method"], paper["protocol"], NOT_RUN, f)
+                    | {"published_auroc": paper.get(f)} for f in fractions]  # fmt: skip
+        texts = (number(paper.get(f), 4) for f in fractions)
+        printed.append([paper["method"], PROTOCOLS[paper["protocol"]], f"published; {NOT_RUN}", *texts])
+    caption = (
+        f"AUROC [95 % CI] of organ presence in {superpatches_of(spec)} from frozen features, "
+        f"by share of the training patients whose labels are used. {sizes_text(seen)} {pools_text(spec)}"
+    )
+    notes = [
+        published_note(spec, NEMESIS, PUBLISHED_ON, "the same protocol"),
+        *_training_notes(rows, fractions),
+        *interval_notes(spec, seen),
+        *_fixed_notes(rows, fractions),
+        *_chance_notes(rows, fractions),
+        configuration_note(spec),
+    ]
+    columns = ("method", "protocol", "figure", *(share(f) for f in fractions))
+    title = "Frozen encoders with fewer labels (NEMESIS Table III)"
+    return Table("label_fractions", title, caption, columns, printed, notes, pd.DataFrame(records), text_columns=3)
+
+
+def _record(method: str, protocol: str, status: str, fraction: float | None = None) -> Record:
+    record: Record = {"method": method, "protocol": protocol, "status": status}
+    return record if fraction is None else record | {"label_fraction": fraction}
+
+
+def _status(measured: Measured, estimate: Estimate, entries: Entries, protocol: str) -> str:
+    if estimate.point is not None:
+        return MEASURED
+    probed = any((scores.predictions["protocol"] == protocol).any() for scores in measured.scores(entries))
+    return NOT_SCORABLE if probed else NOT_RUN
+
+
+def _organs_note(spec: Mapping[str, Any], rows: pd.DataFrame, fraction: float) -> str:
+    """Which organs are averaged, with the share of superpatches that hold them."""
+    main = rows[rows["easy_negatives"] == "out"]
+    scored = set(main[(main["metric"] == "auroc") & (main["label_fraction"] == fraction)]["organ"])
+    shares = main[main["metric"] == "prevalence"].groupby("organ")["value"].first()
+    organs = spec["config"]["organs"]
+    told = ", ".join(f"{organ} {shares[organ]:.2f}" for organ in organs if organ in scored)
+    left = [organ for organ in organs if organ not in scored]
+    note = f"Mean over {len(scored)} organs, each with its prevalence: {told or 'none'}."
+    return note + (f" Without both classes in any test set, and left out: {', '.join(left)}." if left else "")
+
+
+def _seeds_note(measured: Measured, seen: Mapping[tuple[str, str], Estimate]) -> str:
+    parts = []
+    for label, entries in measured.labels("methods").items():
+        seeds = ", ".join(str(entry["seed"]) for entry in entries)
+        spreads = {PROTOCOLS[p]: spread(seen[label, p]) for p in measured.probed}
+        told = ", ".join(f"{name} {sd:.3f}" for name, sd in spreads.items() if sd is not None)
+        parts.append(f"{label} {seeds} ({f'SD of AUROC over seeds: {told}' if told else 'seed spread not measured'})")
+    return f"Seeds: {'; '.join(parts)}. Measured figures are means over seeds."
+
+
+def _chance_notes(rows: pd.DataFrame, fractions: Sequence[float]) -> list[str]:
+    """Cells at chance (0.5) for want of a class: they count, so that every fraction averages the same organs."""
+    chance = rows[(rows["metric"] == "chance_organs") & (rows["easy_negatives"] == "out")]
+    told = []
+    for fraction in fractions:
+        most = chance[chance["label_fraction"] == fraction]["value"].max()
+        if most > 0:
+            told.append(f"{most:.0f} at {share(fraction)}")
+    if not told:
+        return ["No organ lacked a class among the training patients."]
+    return [f"Cells whose training patients lack a class count as chance (0.5): {', '.join(told)}."]
+
+
+def _training_notes(rows: pd.DataFrame, fractions: Sequence[float]) -> list[str]:
+    told = []
+    for fraction in fractions:
+        here = rows[rows["label_fraction"] == fraction]
+        patients, superpatches = (here[here["metric"] == f"training_{n}"]["value"] for n in ("patients", "superpatches"))
+        if len(patients):
+            low, high = f"{patients.min():.0f}", f"{patients.max():.0f}"
+            number_of_patients = low if low == high else f"{low}–{high}"
+            draws = here["draw"].dropna().nunique()
+            told.append(
+                f"{share(fraction)}: {number_of_patients} patients, {superpatches.mean():.0f} superpatches, "
+                f"{draws} draw{'s' * (draws > 1)}"
+            )
+    return [f"Training sets (superpatches on average): {'; '.join(told)}."] if told else []
+
+
+def _fixed_notes(rows: pd.DataFrame, fractions: Sequence[float]) -> list[str]:
+    linear = rows[(rows["metric"] == "auroc") & (rows["protocol"] == "linear") & (rows["easy_negatives"] == "out")]
+    told = []
+    for fraction in fractions:
+        part = (linear[linear["label_fraction"] == fraction]["selection"] == "fixed").mean()
+        if part > 0:
+            told.append(f"{100 * part:.0f} % of cells at {share(fraction)}")
+    if not told:
+        return []
+    return [f"The linear probe's L2 strength is fixed, for want of patients to select it on, in {', '.join(told)}."]

@@ -1,0 +1,169 @@
+"""What the tables are made of, read from what :mod:`nemesis.report.collect` gathered."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from nemesis.evaluation.statistics import (
+    EasyNegatives,
+    Estimate,
+    Metric,
+    Scores,
+    mean_over_superpatches,
+    paired_difference,
+    summarise,
+)
+from nemesis.report.collect import labels_in_order, of_part
+
+if TYPE_CHECKING:
+    from nemesis.runs import Part
+
+PROTOCOLS = {"linear": "linear probe", "knn": "k-NN", "finetune": "fine-tune"}
+MEASURES = {  # of a superpatch: input masked, region, metric
+    "effective_mask_ratio": (True, None, "effective_mask_ratio"),
+    "psnr_masked": (True, "masked", "psnr"),
+    "psnr_visible_mean": (True, "masked", "psnr_visible_mean"),
+    "psnr_whole": (True, "whole", "psnr"),
+    "ssim_whole": (True, "whole", "ssim"),
+    "psnr_unmasked_input": (False, "whole", "psnr"),
+    "ssim_unmasked_input": (False, "whole", "ssim"),
+}
+
+Entries = Sequence[Mapping[str, Any]]  # the runs (seeds) of one label
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The specification and, by run id, what was measured.
+
+    ``trials`` are those of an adaptive sweep (number, state, embed_dim, mask_ratio, run, validation_auroc, steps), or None.
+    """
+
+    spec: Mapping[str, Any]
+    rows: pd.DataFrame
+    identities: Mapping[str, Mapping[str, Any]]
+    predictions: Mapping[str, Scores]
+    reconstructions: Mapping[str, pd.DataFrame]
+    trials: pd.DataFrame | None = None
+
+    def labels(self, part: Part) -> dict[str, Entries]:
+        """The labels of a part of the experiment, in the order of the configuration, each with its runs."""
+        own = of_part(self.spec, part)
+        return {label: [e for e in own["runs"] if e["label"] == label] for label in labels_in_order(own)}
+
+    def scores(self, entries: Entries) -> list[Scores]:
+        """The predictions of each run, in the order of the seeds."""
+        return [self.predictions[entry["run"]] for entry in entries]
+
+    def rows_of(self, entries: Entries, **conditions: Any) -> pd.DataFrame:
+        """The rows of these runs whose columns have these values."""
+        chosen = self.rows[self.rows["run"].isin([entry["run"] for entry in entries])]
+        for name, value in conditions.items():
+            chosen = chosen[chosen[name] == value]
+        return chosen
+
+    def score(
+        self, entries: Entries, protocol: str, fraction: float, metric: Metric = "auroc", easy_negatives: EasyNegatives = "out"
+    ) -> Estimate:
+        """See :func:`nemesis.evaluation.statistics.summarise`."""
+        resamples, seed = self.spec["bootstrap"], self.spec["seed"]
+        return summarise(self.scores(entries), protocol, fraction, metric, easy_negatives, resamples, seed)
+
+    def difference(self, entries: Entries, reference: Entries, protocol: str, fraction: float) -> Estimate:
+        """Of AUROC; see :func:`nemesis.evaluation.statistics.paired_difference`."""
+        ours, theirs = self.scores(entries), self.scores(reference)
+        resamples, seed = self.spec["bootstrap"], self.spec["seed"]
+        return paired_difference(ours, theirs, protocol, fraction, resamples=resamples, seed=seed)
+
+    @cached_property
+    def fractions(self) -> list[float]:
+        """Every label fraction at which methods were probed, in order; cells and variants are at the largest alone."""
+        return sorted({float(f) for frame in self._of_methods for f in frame["label_fraction"].unique()})
+
+    @cached_property
+    def probed(self) -> list[str]:
+        """The protocols by which methods were probed, in the order of ``PROTOCOLS``."""
+        found = {str(p) for frame in self._of_methods for p in frame["protocol"].unique()}
+        return [protocol for protocol in PROTOCOLS if protocol in found]
+
+    @property
+    def _of_methods(self) -> list[pd.DataFrame]:
+        return [self.predictions[entry["run"]].predictions for entries in self.labels("methods").values() for entry in entries]
+
+    def reconstructed(self, entries: Entries, measure: str, dataset: str | None = None) -> Estimate:
+        """A figure of ``MEASURES`` over the superpatches above the foreground floor: of one dataset, or of all."""
+        frames = []
+        for entry in entries:
+            frame = self.reconstructions[entry["run"]]
+            masked, region, metric = MEASURES[measure]
+            chosen = frame[(frame["metric"] == metric) & (frame["input_masked"] == masked) & ~frame["easy"].astype(bool)]
+            chosen = chosen if region is None else chosen[chosen["region"] == region]
+            frames.append(chosen if dataset is None else chosen[chosen["dataset"] == dataset])
+        return mean_over_superpatches(frames, self.spec["bootstrap"], self.spec["seed"])
+
+    def hides(self, entries: Entries) -> bool:
+        """Whether these networks were judged under a mask."""
+        return any(bool(self.reconstructions[entry["run"]]["input_masked"].any()) for entry in entries)
+
+    def lpips(self, entries: Entries) -> float | None:
+        """LPIPS over all datasets, under the mask where there is one; None where it was not measured."""
+        found = self.rows_of(entries, metric="lpips", scope="superpatch", region="whole", easy_negatives="out")
+        found = found[found["input_masked"] == self.hides(entries)]
+        together = found[found["dataset"].str.count(r"\+") == found["dataset"].str.count(r"\+").max()]
+        return float(together.groupby("run")["value"].mean().mean()) if len(together) else None
+
+    def training(self, part: Part) -> str:
+        """A sentence: for how many steps, of how many superpatches, from which seeds the networks of a part were trained."""
+        told: dict[str, list[str]] = {}
+        for label, entries in self.labels(part).items():
+            recipe = self.identities[entries[0]["run"]]["pretraining"]
+            if recipe is not None:
+                steps = f"{recipe['steps']} steps of {recipe['batch_size']} superpatches"
+                told.setdefault(f"{steps}, {seeds_text(entries)}", []).append(label)
+        if not told:
+            return "Nothing was trained."
+        ((usual, _),) = Counter({text: len(labels) for text, labels in told.items()}).most_common(1)
+        others = [f"{', '.join(labels)} for {text}" for text, labels in told.items() if text != usual]
+        return f"Trained for {'; '.join([usual, *others])}."
+
+
+def seeds_text(entries: Entries) -> str:
+    """The seeds of a label, and what one alone does not tell."""
+    seeds = ", ".join(str(entry["seed"]) for entry in entries)
+    return f"seeds {seeds}" if len(entries) > 1 else f"seed {seeds} (seed spread not measured)"
+
+
+def read_measured(spec: Mapping[str, Any], collected: Path) -> Measured:
+    """See :class:`Measured`; ``collected`` is the folder that ``collect`` wrote."""
+    runs = pd.read_parquet(collected / "runs.parquet", columns=["run", "identity_json"])
+    trials = collected / "trials.parquet"
+    ids = list(dict.fromkeys(entry["run"] for entry in spec["runs"]))
+    predictions = _by_run(collected / "predictions.parquet", ids, ["run", "protocol", "organ", "patient"])
+    return Measured(
+        spec,
+        pd.read_parquet(collected / "rows.parquet"),
+        {run: json.loads(text) for run, text in zip(runs["run"], runs["identity_json"], strict=True)},
+        {run: Scores(frame) for run, frame in predictions.items()},
+        _by_run(collected / "reconstructions.parquet", ids, ["run", "dataset", "patient", "region", "metric"]),
+        pd.read_parquet(trials) if trials.is_file() else None,
+    )
+
+
+def _by_run(path: Path, ids: Sequence[str], words: list[str]) -> dict[str, pd.DataFrame]:
+    """The rows of each run: ``collect`` wrote a row group for each, so that the file is read once; none of its own, no rows."""
+    file = pq.ParquetFile(path, read_dictionary=words)
+    found = {run: file.schema_arrow.empty_table().to_pandas() for run in ids}
+    for number in range(file.num_row_groups):
+        group = file.read_row_group(number)
+        if len(group):
+            found[group["run"][0].as_py()] = group.to_pandas()
+    return found

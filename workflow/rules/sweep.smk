@@ -1,0 +1,67 @@
+"""The sweep as an Optuna study: a grid's is rebuilt from the rows of its cells, an adaptive one is searched by a job of its own."""
+
+from nemesis.sweep import VERSION as SWEEP_VERSION
+
+SWEEP = str(EXPERIMENT.search_folder)
+STUDY = f"{SWEEP}/study.db"
+FOUND = [
+    f"{SWEEP}/trials.parquet",
+    f"{SWEEP}/best.json",
+    f"{SWEEP}/best/rows.parquet",
+    f"{SWEEP}/best/predictions.parquet",
+    f"{SWEEP}/best/reconstructions.parquet",
+    f"{SWEEP}/best/reconstruction.npz",
+    f"{SWEEP}/best/timing.json",
+]
+GRID_FILES = [STUDY] if CONFIG.sweep and not CONFIG.search else []
+SEARCH_FILES = FOUND if CONFIG.search else []
+
+
+rule search_sweep:
+    input:
+        index=EXPERIMENT.index,
+        # ancient, as in pretrain_method
+        pool=ancient(EXPERIMENT.pretraining_pool),
+    output:
+        FOUND,
+    log:
+        f"{FOLDER}/logs/search_sweep.log",
+    benchmark:
+        f"{FOLDER}/benchmarks/search_sweep.tsv"
+    conda:
+        "../../environment.yml"
+    threads: lambda wc: EXPERIMENT.search_threads
+    resources:
+        # a GPU for each worker, or as many as Snakemake may hand out: the workers take turns
+        gpu=lambda wc: GPU * CONFIG.search.workers,
+        # no number depends on these; as params, a change of them would repeat the job
+        processes=lambda wc: CONFIG.search.workers,
+        device=CONFIG.device,
+        loader_workers=CONFIG.loader_workers,
+        state_every=CONFIG.state_every,
+    params:
+        spec=lambda wc: as_json(EXPERIMENT.search_spec()),
+    shell:
+        "nemesis sweep search {params.spec:q} --processes {resources.processes} --device {resources.device}"
+        " --workers {resources.loader_workers} --state-every {resources.state_every}"
+        " 2>&1 | tee {log:q}"
+
+
+rule rebuild_study:
+    input:
+        experiment=EXPERIMENT.report_file,
+        rows=f"{FOLDER}/collected/rows.parquet",
+    output:
+        STUDY,
+    log:
+        f"{FOLDER}/logs/rebuild_study.log",
+    benchmark:
+        f"{FOLDER}/benchmarks/rebuild_study.tsv"
+    conda:
+        "../../environment.yml"
+    params:
+        folder=subpath(input.experiment, parent=True),
+        experiment=EXPERIMENT.report_file.stem,
+        version=SWEEP_VERSION,
+    shell:
+        "nemesis sweep study {input.experiment:q} {params.folder}/collected {output:q} 2>&1 | tee {log:q}"
