@@ -11,10 +11,12 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
 import pandas as pd
+import psutil
 import pytest
 import torch
 import yaml
@@ -391,10 +393,11 @@ def searched(experiment, tmp_path_factory):
 def workers_in_training(job, runs):
     """Process ids of the workers that hold the lock of a run which has saved a state."""
     found = []
-    for pid in Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split():
-        files = [Path(os.path.realpath(link)) for link in Path(f"/proc/{pid}/fd").iterdir()]
-        if any(file.name == "lock" and file.parent.parent == runs and (file.parent / "state.pt").exists() for file in files):
-            found.append(int(pid))
+    for worker in psutil.Process(job.pid).children():
+        with suppress(psutil.NoSuchProcess):
+            files = [Path(file.path) for file in worker.open_files()]
+            if any(file.name == "lock" and file.parent.parent == runs and (file.parent / "state.pt").exists() for file in files):
+                found.append(worker.pid)
     return found
 
 
