@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-AFTER_S = 5.0  # a training that ends sooner is not shown live: a second of it would go into opening MLflow
+AFTER_S = 60.0  # a training that ends sooner is not shown live: to open MLflow takes seconds of the very cores that train
 END_S = 5.0  # at most, for the last points
 POINTS = 100  # put into the pipe at a time
 
