@@ -353,6 +353,12 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _cells_can_be_probed(self) -> Config:
+        if (self.sweep or self.ablations) and "linear" not in self.probe.protocols:
+            raise ValueError("sweep and ablations are compared by the linear probe: probe.protocols must name it")
+        return self
+
+    @model_validator(mode="after")
     def _names_are_unique(self) -> Config:
         names = [d.name for d in self.datasets]
         if len(set(names)) < len(names):

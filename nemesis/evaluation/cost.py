@@ -242,8 +242,11 @@ def method_cost(method: Method[Any], count: Counter = by_torch, device: str = "m
 
     network = _built(method, device)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    encode = count(encoded, network.eval(), voxels(method.superpatch)) // BATCH
-    pretrain = count(pretext, network.train(), voxels(method.draw().edge)) // BATCH if method.card.pretext else None
+    pretrain = None
+    with torch.no_grad():
+        encode = count(encoded, network.eval(), voxels(method.superpatch)) // BATCH
+        if method.card.pretext:
+            pretrain = count(pretext, network.train(), voxels(method.draw().edge)) // BATCH
     return MethodCost(encode, pretrain, parameters, features)
 
 

@@ -407,8 +407,8 @@ def _rows(
     answers: Mapping[tuple[Protocol, Problem], Answer],
 ) -> list[dict[str, Any]]:
     rows = list(_prevalence(data, organs))
-    for problem in problems:
-        used = _belongs(data.patient, problem.train) & ~data.easy
+    used_by = {problem: _belongs(data.patient, problem.train) & ~data.easy for problem in problems}
+    for problem, used in used_by.items():
         place = {"label_fraction": problem.fraction, "draw": problem.draw, "fold": problem.fold}
         rows.append(place | {"metric": "training_patients", "unit": "patients", "value": len(problem.train)})
         rows.append(place | {"metric": "training_superpatches", "unit": "superpatches", "value": int(used.sum())})
@@ -416,7 +416,8 @@ def _rows(
         place = {"label_fraction": problem.fraction, "draw": problem.draw, "fold": problem.fold}
         for number in np.flatnonzero(np.isfinite(answer.validation)).tolist():
             told = {"protocol": protocol, "selection": "inner validation", "metric": "validation_auroc"}
-            sizes = {"n_patients": len(problem.train)}
+            drawn = used_by[problem] & data.known[:, number]
+            sizes = {"n_patients": len(set(data.patient[drawn])), "n_superpatches": int(drawn.sum())}
             rows.append(place | told | sizes | {"organ": organs[number], "value": float(answer.validation[number])})
     at = {(protocol, p.fraction, p.draw, p.fold): answer for (protocol, p), answer in answers.items()}
     frame = predictions.to_pandas()

@@ -40,7 +40,10 @@ def rebuild_study(spec: Mapping[str, Any], collected: Path, out: Path) -> None:
     import optuna
     import pandas as pd
 
-    trials = _trials(of_part(spec, "sweep")["runs"], pd.read_parquet(collected / "rows.parquet"))
+    rows = pd.read_parquet(collected / "rows.parquet")
+    # of several datasets their joined name is all of them together
+    everywhere = rows[rows["dataset"].isna() | (rows["dataset"] == "+".join(spec["datasets"]))]
+    trials = _trials(of_part(spec, "sweep")["runs"], everywhere)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with replacing(out) as temporary:
         storage = optuna.storages.RDBStorage(f"sqlite:///{temporary}")

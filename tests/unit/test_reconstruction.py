@@ -19,6 +19,7 @@ from nemesis.data.store import write_volume
 from nemesis.data.superpatches import Scans, evaluation_superpatches
 from nemesis.errors import NemesisError
 from nemesis.evaluation import reconstruction
+from nemesis.evaluation.cost import method_cost
 from nemesis.evaluation.evaluate import evaluate
 from nemesis.evaluation.reconstruction import measure, psnr, reconstruct, ssim
 from nemesis.evaluation.rows import read_rows
@@ -126,8 +127,9 @@ def test_psnr() -> None:
 def test_every_figure_of_a_known_error(tmp_path: Path) -> None:
     scans, table = opened(tmp_path)
     method = Fake(FakeSettings(), EDGE)
-    rows, _, material = reconstruct(method, method.build(), scans, table, EDGE, Reconstruction(), torch.device("cpu"))
+    rows, each, material = reconstruct(method, method.build(), scans, table, EDGE, Reconstruction(), torch.device("cpu"))
     frame = pd.DataFrame(rows)
+    assert_each_is_behind(each.to_pandas(), frame, table)
     values = frame.set_index(["scope", "easy_negatives", "input_masked", "region", "metric"])["value"]
     for scope, easy in (("superpatch", "out"), ("superpatch", "in"), ("stitched", "in")):
         for masked, region in ((True, "masked"), (True, "visible"), (False, "whole")):
@@ -145,6 +147,29 @@ def test_every_figure_of_a_known_error(tmp_path: Path) -> None:
     shift = np.where(material["hidden"], OFFSET * 255, 0.0)
     np.testing.assert_allclose(material["reconstruction"].astype(float) - material["input"], shift, atol=1.01)
     assert material["spacing"].tolist() == [5.0, 1.0, 2.0]
+
+
+def assert_each_is_behind(each: pd.DataFrame, rows: pd.DataFrame, table: pd.DataFrame) -> None:
+    """The rows are means of the superpatches, which are those of the table."""
+    place = table.iloc[each["superpatch"]]
+    assert each["patient"].tolist() == (place["dataset"] + "/" + place["patient"]).tolist()
+    assert each["easy"].tolist() == place["easy"].tolist() and each["dataset"].tolist() == place["dataset"].tolist()
+    for row in rows[rows["scope"] == "superpatch"].itertuples():
+        region = each["region"].isna() if pd.isna(row.region) else each["region"] == row.region
+        of_row = each[region & (each["metric"] == row.metric) & (each["input_masked"] == row.input_masked)]
+        of_row = of_row if row.easy_negatives == "in" else of_row[~of_row["easy"]]
+        assert len(of_row) == row.n_superpatches and of_row["patient"].nunique() == row.n_patients
+        assert of_row["value"].mean() == pytest.approx(row.value, abs=1e-9)
+
+
+def test_the_whole_input_is_reconstructed_only_where_asked_for(tmp_path: Path) -> None:
+    scans, table = opened(tmp_path)
+    method = Fake(FakeSettings(), EDGE)
+    common = (method, method.build(), scans, table, EDGE)
+    rows, each, _ = reconstruct(*common, Reconstruction(unmasked=False), torch.device("cpu"))
+    assert all(row["input_masked"] for row in rows) and each.to_pandas()["input_masked"].all()
+    whole, _, _ = reconstruct(*common, Reconstruction(), torch.device("cpu"))
+    assert rows == [row for row in whole if row["input_masked"]]
 
 
 def test_visible_mean(tmp_path: Path) -> None:
@@ -243,4 +268,7 @@ def test_the_whole_job_twice_gives_the_same_bytes(
     rows = read_rows(tmp_path / "first" / "rows.parquet")
     assert set(rows["run"]) == {"fake-0"}
     assert rows[rows["metric"] == "auroc"]["value"].min() > 0.9
+    cost = rows[rows["metric"].isin(["parameters", "encode_macs", "pretext_macs"])].set_index("metric")["value"]
+    assert cost["parameters"] == 2  # of the linear layer that stands for a network
+    assert cost["encode_macs"] == method_cost(Fake(FakeSettings(), EDGE)).encode
     assert json.loads((tmp_path / "first" / "timing.json").read_text())["feature_seconds"] > 0

@@ -20,6 +20,7 @@ from nemesis.report.tables.pieces import (
     beside,
     configuration_note,
     figures,
+    intervals_told,
     measured_text,
     pools_text,
     superpatches_of,
@@ -136,12 +137,10 @@ def _input_text(record: Mapping[str, Any]) -> str:
 
 
 def _notes(spec: Mapping[str, Any], seen: Iterable[Estimate]) -> list[str]:
-    told = sorted({estimate.note for estimate in seen if estimate.note})
-    intervals = "; ".join(told).capitalize() if told else f"Intervals: {spec['bootstrap']} bootstrap resamples of patients"
     return [
         WHICH_INPUT,
         "PSNR in dB and SSIM (3D, Gaussian window of 11 voxels, σ 1.5), data range 1, per superpatch and averaged; padding never "
         "counts.",
-        f"{intervals}. Figures are means over seeds.",
+        f"{intervals_told(spec, seen)} Figures are means over seeds.".strip(),
         configuration_note(spec),
     ]

@@ -135,12 +135,19 @@ def pools_text(spec: Mapping[str, Any]) -> str:
 def interval_notes(spec: Mapping[str, Any], estimates: Iterable[Estimate]) -> list[str]:
     """What a score is the mean of, and what its interval is, or why there is none."""
     estimates = list(estimates)
-    notes = sorted({e.note for e in estimates if e.note})
     cells = max((e.n_cells for e in estimates), default=0)
-    mean = f"A score is the mean over up to {cells} cells (folds × draws × organs). "
-    if notes:
-        return [mean + "; ".join(notes).capitalize() + "."]
-    return [mean + f"Intervals: {spec['bootstrap']} bootstrap resamples of patients."]
+    return [f"A score is the mean over up to {cells} cells (folds × draws × organs). {intervals_told(spec, estimates)}"]
+
+
+def intervals_told(spec: Mapping[str, Any], estimates: Iterable[Estimate]) -> str:
+    """What the intervals are, and why some or all figures have none."""
+    estimates = list(estimates)
+    some = any(e.low is not None for e in estimates)
+    told = [f"Intervals: {spec['bootstrap']} bootstrap resamples of patients"] if some else []
+    where = "where a figure has none: " if some else ""
+    told += [where + note for note in sorted({e.note for e in estimates if e.note})]
+    sentence = "; ".join(told)
+    return sentence[:1].upper() + sentence[1:] + "." * bool(sentence)
 
 
 def partly_note(fraction: float) -> list[str]:

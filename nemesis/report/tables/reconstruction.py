@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from nemesis.evaluation.rows import ROW_COLUMNS
+from nemesis.evaluation.statistics import Estimate
 from nemesis.report.collect import of_part
 from nemesis.report.published import load_published
 from nemesis.report.render import Table, interval, number
@@ -16,6 +17,7 @@ from nemesis.report.tables.pieces import (
     SIZES,
     Record,
     configuration_note,
+    intervals_told,
     pair,
     percent,
     pools_text,
@@ -59,6 +61,7 @@ def reconstruction_table(measured: Measured) -> Table:
     records: list[Record] = []
     others: list[str] = []  # numbers of superpatches that are not those of the last column
     volumes: dict[str, int] = {}
+    estimates: list[Estimate] = []
     for label, entries in measured.labels("methods").items():
         own = rows[rows["run"].isin([entry["run"] for entry in entries])]
         # The joined name of several datasets is the longest: all of them first, then each by itself.
@@ -78,6 +81,7 @@ def reconstruction_table(measured: Measured) -> Table:
                 if name == "psnr_masked":
                     alone = None if dataset.count("+") else dataset
                     psnr = measured.reconstructed(entries, name, alone)
+                    estimates.append(psnr)
                     record |= {f"{name}_low": psnr.low, f"{name}_high": psnr.high}
                 if name in ("psnr_masked", "psnr_unmasked_input"):
                     record[f"{name}_seed_sd"] = float(per_seed.std(ddof=1)) if len(per_seed) > 1 else None
@@ -120,7 +124,7 @@ def reconstruction_table(measured: Measured) -> Table:
         "Nearly empty superpatches (easy) are left out but where a column says otherwise; a stitched volume has them. "
         "On plain air the fill is exact and counts as 100 dB, the largest PSNR.",
         *([f"Stitched: {_volumes(volumes)}."] if volumes else []),
-        f"Seeds: {'; '.join(seeds)}. Intervals: {spec['bootstrap']} bootstrap resamples of patients.",
+        f"Seeds: {'; '.join(seeds)}. {intervals_told(spec, estimates)}".strip(),
         f"The NEMESIS paper prints {plane['psnr']} dB and {plane['ssim']} for plane-wise, {axis['psnr']} dB and {axis['ssim']} "
         "for axis-wise masking at a mask ratio of 0.75, and does not say which voxels count: see the table of ablations.",
         configuration_note(spec),
