@@ -250,4 +250,5 @@ def _search_text(records: Sequence[Record]) -> str:
     told = Counter(record["state"] for record in trials)
     steps = sorted({int(r["steps"]) for r in trials if r["state"] == "complete" and r["steps"] is not None})
     full = f" of {' or '.join(str(n) for n in steps)} steps" if steps else ""
-    return f"An adaptive search{full}: {', '.join(f'{n} trials {state}' for state, n in told.items())}."
+    said = ", ".join(f"{n} trial{'s' * (n > 1)} {state}" for state, n in told.items())
+    return f"An adaptive search{full}: {said}."
