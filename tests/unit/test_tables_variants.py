@@ -289,7 +289,7 @@ def test_an_adaptive_search_is_printed_by_its_trials(report):
     assert pd.isna(other["auroc"]) and other["effective_mask_ratio"] == 0.75
     assert (best["mask_ratio"], best["validation_auroc"]) == (0.75, 0.9)
     assert not table.data["best_on_test"][:4].any()
-    assert "An adaptive search of 40 steps: 2 trials complete, 1 trials pruned, 1 trials failed." in table.caption
+    assert "An adaptive search of 40 steps: 2 trials complete, 1 trial pruned, 1 trial failed." in table.caption
     assert not any("nested" in note for note in table.notes)
 
 
