@@ -206,7 +206,7 @@ class Probe(Section):
     protocols: Annotated[list[Literal["linear", "knn"]], Different] = key(["linear", "knn"], "Frozen protocols", min_length=1)
     positive_voxels: int = key(100, "A superpatch is positive for an organ with more voxels of it than this", "voxels", ge=0)
     regularisation: list[Positive] = key(
-        [0.001, 0.01, 0.1, 1.0],
+        [0.01, 0.1, 1.0, 10.0],
         "Inverse L2 strengths C tried by inner cross-validation over training patients",
         "1/L2",
         min_length=1,
