@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -287,6 +288,7 @@ def work(spec: Spec, device: Device = "auto", workers: LoaderWorkers = 0, state_
     """Take trials of an adaptive sweep until all have ended: one of the processes that `search` starts."""
     from nemesis.sweep.search import Search
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: its trial is left to others and not held against it
     Search(read_spec(spec), device, workers, state_every).work()
 
 
@@ -295,14 +297,17 @@ def study(spec: Spec, collected: Path, out: Path) -> None:
     """Rebuild the Optuna study of a grid from its rows."""
     from nemesis.sweep.study import rebuild_study as run
 
-    run(read_spec(spec), collected, out)
+    run(read_report_spec(spec, collected), collected, out)
 
 
-def read_report_spec(text: str) -> dict[str, Any]:
-    """:func:`read_spec` for the jobs of the report, with what no plan could know."""
-    from nemesis.report.collect import with_best
+def read_report_spec(text: str, collected: Path | None = None) -> dict[str, Any]:
+    """:func:`read_spec` for the jobs of the report, with what no plan could know; those that read what was ``collected`` take
+    nothing else for it.
+    """
+    from nemesis.report.collect import as_collected, with_best
 
-    return with_best(read_spec(text))
+    spec = with_best(read_spec(text))
+    return spec if collected is None else as_collected(spec, collected)
 
 
 @report_app.command()
@@ -318,7 +323,7 @@ def tables(spec: Spec, collected: Path, out: Path) -> None:
     """Print the tables as CSV, Markdown, LaTeX and HTML."""
     from nemesis.report.tables import print_tables as run
 
-    run(read_report_spec(spec), collected, out)
+    run(read_report_spec(spec, collected), collected, out)
 
 
 @report_app.command()
@@ -326,7 +331,7 @@ def figures(spec: Spec, collected: Path, printed: Path, out: Path) -> None:
     """Draw the figures."""
     from nemesis.report.figures import draw_figures as run
 
-    run(read_report_spec(spec), collected, printed, out)
+    run(read_report_spec(spec, collected), collected, printed, out)
 
 
 @report_app.command()
@@ -355,7 +360,7 @@ def track(spec: Spec, collected: Path, printed: Path, drawn: Path, notebooks: Pa
     from nemesis.tracking.replay import log_tracking as run
 
     artifacts = {"tables": printed, "figures": drawn, "notebooks": notebooks, "page": page}
-    run(read_report_spec(spec), collected, artifacts, Path("results"), out)
+    run(read_report_spec(spec, collected), collected, artifacts, Path("results"), out)
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:

@@ -204,7 +204,12 @@ class Probe(Section):
     )
     draws: int = key(5, "Repetitions of each label fraction below 1", "draws", ge=1)
     protocols: Annotated[list[Literal["linear", "knn"]], Different] = key(["linear", "knn"], "Frozen protocols", min_length=1)
-    positive_voxels: int = key(100, "A superpatch is positive for an organ with more voxels of it than this", "voxels", ge=0)
+    positive_voxels: int = key(
+        100,
+        "A superpatch is positive for an organ with more voxels of it than this; of a variant's size, than the same share",
+        "voxels",
+        ge=0,
+    )
     regularisation: list[Positive] = key(
         [0.01, 0.1, 1.0, 10.0],
         "Inverse L2 strengths C tried by inner cross-validation over training patients",
@@ -259,8 +264,17 @@ class Reconstruction(Section):
 class Search(Section):
     """An adaptive sweep: TPE proposes the next point, median pruning gives up what falls behind."""
 
-    trials: int = key(20, "Trials that are finished or pruned in the end", "trials", ge=1)
-    workers: int = key(2, "Trials at the same time, each a process with the training's threads", "processes", ge=1)
+    trials: int = key(
+        20,
+        "Trials in all: complete, pruned or failed for good. A larger number goes on with the same search; one below those that "
+        "have ended begins none, and all that have ended count",
+        "trials",
+        ge=1,
+    )
+    workers: int = key(
+        2, "Trials at the same time, each a process with the training's threads; fewer where --cores does not suffice",
+        "processes", ge=1,
+    )  # fmt: skip
     startup: int = key(5, "Trials at random points before TPE proposes and before anything is pruned", "trials", ge=0)
     rungs: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Different] = key(
         [0.25, 0.5], "Shares of the steps at which a trial's inner validation score is told to the pruner", "(0, 1)"
@@ -282,7 +296,9 @@ class Sweep(Section):
         "(0, 1)",
         min_length=1,
     )
-    seeds: Annotated[list[Seed], Different] | None = key(None, "Seeds of every cell; null takes the common list")
+    seeds: Annotated[list[Seed], Different] | None = key(
+        None, "Seeds of every cell; null takes the common list. A search trains each point once: it takes one seed"
+    )
     pretraining: dict[str, Any] = key({}, "Keys of `pretraining` that differ in the sweep, say its steps")
     search: Search | None = key(None, "An adaptive search in place of the grid; null computes every cell")
 

@@ -36,3 +36,7 @@ class NemesisError(Exception):
         if len(self.faults) == 1:
             return str(self.faults[0])
         return f"{len(self.faults)} faults:\n" + "\n".join(f"  - {fault}" for fault in self.faults)
+
+
+class TrainingError(NemesisError):
+    """Settings with which a training cannot come to its end, wherever and whenever it is tried."""

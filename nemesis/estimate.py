@@ -20,7 +20,7 @@ from nemesis.models.architecture import Size
 from nemesis.runs import search_run
 
 FLOP_PER_MAC = 2
-PASSES_PER_STEP = 3  # forward, and backward to the inputs and to the weights
+PASSES_PER_STEP = 3  # forward, and backward to the inputs and to the weights; one more where activations are recomputed
 BYTES_PER_VOXEL = 1.0  # of a stored scan: int16, compressed; CT at its native spacing came to 0.9
 BYTES_PER_RECONSTRUCTED_VOXEL = 1.2  # of the volume that a run keeps for the figure
 BYTES_PER_NUMBER = 4  # of checkpoints and features
@@ -52,7 +52,8 @@ def training(identity: Mapping[str, Any]) -> Estimate:
     """One run's training (:mod:`nemesis.runs`), from the superpatches it sees."""
     cost, recipe = _cost(identity), identity["pretraining"]
     seen = recipe["steps"] * recipe["batch_size"] if recipe else 0
-    return Estimate(FLOP_PER_MAC * PASSES_PER_STEP * (cost.pretext or 0) * seen, cost.parameters * BYTES_PER_NUMBER / MIB)
+    passes = PASSES_PER_STEP + bool(identity["settings"].get("recompute"))
+    return Estimate(FLOP_PER_MAC * passes * (cost.pretext or 0) * seen, cost.parameters * BYTES_PER_NUMBER / MIB)
 
 
 def evaluation(spec: Mapping[str, Any], volumes: Sequence[Size]) -> Estimate:
@@ -70,12 +71,17 @@ def evaluation(spec: Mapping[str, Any], volumes: Sequence[Size]) -> Estimate:
     return Estimate(FLOP_PER_MAC * macs * n, (n * cost.features * BYTES_PER_NUMBER + kept) / MIB)
 
 
-def search(spec: Mapping[str, Any]) -> Estimate:
-    """At most what the trainings of an adaptive sweep (:meth:`nemesis.experiment.Experiment.search_spec`) take: every trial the
-    widest, least masked point, none pruned."""
-    largest = training(search_run(spec["template"], max(spec["embed_dims"]), min(spec["mask_ratios"])).identity)
+def search(spec: Mapping[str, Any], volumes: Sequence[Size]) -> Estimate:
+    """At most what an adaptive sweep (:meth:`nemesis.experiment.Experiment.search_spec`) takes on evaluation scans of these
+    voxels: every trial the widest, least masked point, trained and scored at every rung to its end; on disk, as if pruned at the
+    last rung, for then it leaves the state that it could be resumed from."""
+    identity = search_run(spec["template"], max(spec["embed_dims"]), min(spec["mask_ratios"])).identity
+    largest, cost = training(identity), _cost(identity)
+    superpatches_seen = sum(superpatches(identity["superpatch"], scan) for scan in volumes)
+    scored = FLOP_PER_MAC * cost.encode * superpatches_seen * (len(spec["search"]["rungs"]) + 1)
+    features = superpatches_seen * cost.features * BYTES_PER_NUMBER / MIB
     trials = spec["search"]["trials"]
-    return Estimate(trials * largest.flop, trials * largest.disk_mib)
+    return Estimate(trials * (largest.flop + scored), trials * (STATE * largest.disk_mib + features))
 
 
 def assumptions(tflops: float, largest_checkpoint_mib: float) -> list[str]:

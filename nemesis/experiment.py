@@ -51,7 +51,7 @@ from nemesis.data.pools import split, write_pool
 from nemesis.errors import Fault, NemesisError
 from nemesis.files import digest, write_text_if_changed
 from nemesis.method import find
-from nemesis.runs import Run, plan_runs, search_template
+from nemesis.runs import Run, is_searched, plan_runs, search_template
 
 RESOURCES = ("device", "loader_workers", "state_every", "data_root")  # keys that no number depends on
 
@@ -142,9 +142,15 @@ class Experiment:
         }
 
     def _probing(self, run: Run) -> Probe:
-        """Cells and variants are compared at all labels; fewer labels and neighbours are for the methods."""
+        """Cells and variants are compared at all labels; fewer labels and neighbours are for the methods.
+
+        A superpatch of another size is positive from the same share of its voxels.
+        """
         probe = self.config.probe
-        return probe if run.part == "methods" else at_all_labels(probe)
+        if run.part == "methods":
+            return probe
+        scale = (run.identity["superpatch"] / self.config.superpatch) ** 3
+        return at_all_labels(probe.model_copy(update={"positive_voxels": int(probe.positive_voxels * scale)}))
 
     def _reconstructing(self, run: Run) -> Reconstruction:
         """Cells and variants are compared under their masks; the whole input is for the methods."""
@@ -166,6 +172,7 @@ class Experiment:
             "index": str(self.index),
             "runs": str(self.results / "runs"),
             "out": str(self.search_folder),
+            "log": str(self.search_log),
             "version": nemesis.sweep.VERSION,
         }
 
@@ -174,6 +181,23 @@ class Experiment:
         """CPU threads of all workers of an adaptive sweep."""
         assert self.config.search is not None
         return self.config.search.workers * search_template(self.config, self.pretraining_pool.stem).threads
+
+    def search_processes(self, threads: int) -> int:
+        """How many workers of an adaptive sweep so many CPU threads carry: all of them, if there are enough."""
+        return max(1, threads // search_template(self.config, self.pretraining_pool.stem).threads)
+
+    @property
+    def searched_runs(self) -> list[str]:
+        """Of the runs that the workflow trains those that an adaptive sweep may come upon, too."""
+        if self.config.sweep is None or self.config.search is None:
+            return []
+        template = search_template(self.config, self.pretraining_pool.stem).identity
+        return list(dict.fromkeys(run.id for run in self.runs if is_searched(template, self.config.sweep, run)))
+
+    @property
+    def search_log(self) -> Path:
+        """What the workers of an adaptive sweep say."""
+        return self.folder / "logs" / "search_sweep.log"
 
     @property
     def search_folder(self) -> Path:
@@ -198,6 +222,8 @@ class Experiment:
         for dataset in shown["datasets"]:
             for name in ("root", "expected"):
                 dataset.pop(name, None)
+        if self.config.search:
+            shown["sweep"]["search"].pop("workers")
         return {
             "experiment": self.config.experiment,
             "config": shown,
@@ -392,7 +418,8 @@ def _named(config: Config, dataset: str) -> list[str]:
     """The cases of a dataset that the configuration names, as dataset/case."""
     lists = (config.pools.evaluation, config.pools.pretraining, config.reconstruction.stitched)
     names = [name for names in lists if isinstance(names, list) for name in names]
-    return [name.removeprefix(f"{dataset}/") for name in names if name.startswith(f"{dataset}/")]
+    alone = len(config.datasets) == 1  # then a name may stand without its dataset
+    return [name.removeprefix(f"{dataset}/") for name in names if name.startswith(f"{dataset}/") or (alone and "/" not in name)]
 
 
 def _say_absent(absent: list[PlannedDataset]) -> None:

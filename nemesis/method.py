@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nemesis.models.keyed import Keys
 
 ENTRY_POINTS = "nemesis.methods"
+CURVE_COLUMNS = {"step", "learning_rate", "loss", "status"}  # what a curve, and whoever shows it live, calls its own
 
 
 class MethodCard(BaseModel):
@@ -67,10 +68,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class PretextLoss:
-    """total: scalar with gradient; monitors: detached scalars for the curve (``psnr`` in dB where there is one)."""
+    """total: scalar with gradient; monitors: detached scalars for the curve (``psnr`` in dB where there is one).
+
+    Raises:
+        ValueError: a monitor has the name of a column of every curve.
+    """
 
     total: Tensor
     monitors: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        if taken := CURVE_COLUMNS & set(self.monitors):
+            raise ValueError(f"a monitor must not be called {', '.join(sorted(taken))}: every curve has that already")
 
 
 @dataclass(frozen=True)

@@ -128,13 +128,13 @@ def record(paths: list[Path], overrides: Mapping[str, Any]) -> None:
                 "memory_mib": round(measured["max_rss"]),
                 "disk_mib": round(checkpoint / 2**20, 3),
             }
-        measured = _benchmark(experiment, "evaluate_encoder", run.id)
+        measured, features = _benchmark(experiment, "evaluate_encoder", run.id), experiment.run_folder(run.id) / "features"
         if measured:
             timings["evaluate_encoder"][_evaluate_key(experiment, run.id)] = {
                 "what": f"{what}, a patient",
                 "seconds": round(measured["s"] / len(experiment.evaluation), 4),
                 "memory_mib": round(measured["max_rss"]),
-                "disk_mib": round(_size_mib(experiment.evaluation_folder(run.id)), 3),
+                "disk_mib": round(_size_mib(experiment.evaluation_folder(run.id)) + _size_mib(features), 3),
             }
     benchmarks = experiment.folder / "benchmarks"
     for path in sorted(benchmarks.rglob("*.tsv")):
@@ -187,7 +187,7 @@ def job_of(experiment: Experiment, rule: str, wildcard: str, timings: Mapping[st
         entry, threads = timings[rule].get(_evaluate_key(experiment, wildcard)), spec["probe"]["threads"]
         cost = _recorded(entry, scans) if entry else _estimated(estimate.evaluation(spec, _volumes(experiment, timings)))
     elif rule == "search_sweep":
-        cost = _estimated(estimate.search(experiment.search_spec()))
+        cost = _estimated(estimate.search(experiment.search_spec(), _volumes(experiment, timings)))
     else:
         entry = timings["fixed"].get(f"{rule} {wildcard}".strip())
         cost = _recorded(entry) if entry else Cost(None)

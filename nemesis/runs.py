@@ -17,7 +17,7 @@ import nemesis.training
 from nemesis.config import Config, MethodEntry, Pretraining, Sweep, validate_section
 from nemesis.errors import Fault, NemesisError, did_you_mean
 from nemesis.files import digest
-from nemesis.method import create, find
+from nemesis.method import create, methods
 
 Part = Literal["methods", "sweep", "ablations"]
 AS_CONFIGURED = "as configured"
@@ -68,7 +68,7 @@ def plan_runs(config: Config, pool: str) -> list[Run]:
         pool: digest of the pretraining pool: its scans' fingerprints.
 
     Raises:
-        NemesisError: unknown methods, wrong settings, two entries or two variants under one label.
+        NemesisError: unknown methods, wrong settings, two entries or two variants under one label, several seeds of a search.
     """
     runs: list[Run] = []
     faults: list[Fault] = []
@@ -79,7 +79,10 @@ def plan_runs(config: Config, pool: str) -> list[Run]:
                 try:
                     of_entry = _runs(config, asked, pool)
                 except NemesisError as error:
-                    faults += error.faults
+                    told = [(fault.what, fault.remedy) for fault in faults]
+                    # a cell or variant has the faults of what it varies, and shares its own with the next: told once is enough
+                    new = [f for f in error.faults if asked.part == "methods" or (f.what, f.remedy) not in told]
+                    faults += new
                     continue
                 label = of_entry[0].label
                 if known := labels.get((asked.part, label)):
@@ -90,11 +93,16 @@ def plan_runs(config: Config, pool: str) -> list[Run]:
             faults += error.faults
     if faults:
         raise NemesisError(list({str(fault): fault for fault in faults}.values()))
-    return [run for run in runs if not (config.search and run.part == "sweep")]  # a search asks for its runs itself
+    if config.search is None:
+        return runs
+    if len(seeds := sorted({run.seed for run in runs if run.part == "sweep"})) > 1:
+        what = f"an adaptive sweep trains each point once, but {len(seeds)} seeds are asked for ({', '.join(map(str, seeds))})"
+        raise NemesisError(Fault("sweep.seeds", what, f"Name one, say `seeds: [{seeds[0]}]` in `sweep`, or leave `search` out."))
+    return [run for run in runs if run.part != "sweep"]  # a search asks for its runs itself
 
 
 def search_template(config: Config, pool: str) -> Run:
-    """The run whose width and mask ratio an adaptive sweep varies: its first cell at its first seed."""
+    """The run whose width and mask ratio an adaptive sweep varies: its first cell."""
     assert config.sweep is not None
     return _runs(config, next(_sweep(config)), pool)[0]
 
@@ -110,6 +118,13 @@ def search_run(template: Mapping[str, Any], embed_dim: int, mask_ratio: float) -
     identity = {**template, "settings": method.settings.model_dump(mode="json")}
     label, place = _label_at(embed_dim, mask_ratio), {"embed_dim": embed_dim, "mask_ratio": mask_ratio}
     return Run(_run_id(identity), method.card.name, label, identity["seed"], identity, "sweep", place)
+
+
+def is_searched(template: Mapping[str, Any], sweep: Sweep, run: Run) -> bool:
+    """Whether an adaptive sweep may come upon a run that another part asks for; ``template`` as in :func:`search_run`."""
+    embed_dim, ratio = (run.identity["settings"].get(name) for name in ("embed_dim", "plane_mask_ratio"))
+    there = {**template, "settings": {**template["settings"], **_settings_at(embed_dim, ratio)}}
+    return run.identity == there and embed_dim in sweep.embed_dims and min(sweep.mask_ratios) <= ratio <= max(sweep.mask_ratios)
 
 
 def _methods(config: Config) -> Iterator[_Asked]:
@@ -152,8 +167,10 @@ def _ablations(config: Config) -> Iterator[_Asked]:
 def _varied(config: Config, name: str, where: str) -> MethodEntry:
     """The entry of ``methods`` of that label or name."""
     known: dict[str, MethodEntry] = {}
+    registered = methods()
     for entry in reversed(config.methods):  # the first of a name wins
-        known |= {entry.name: entry, entry.label or find(entry.name).card.title: entry}
+        title = registered[entry.name].card.title if entry.name in registered else entry.name
+        known |= {entry.name: entry, entry.label or title: entry}
     if name not in known:
         remedy = did_you_mean(name, known, "Name the label of an entry of `methods`.")
         raise NemesisError(Fault(f"{where}.method", f"no entry of `methods` is called '{name}'", remedy))

@@ -106,7 +106,6 @@ def make_experiment(root: Path, datasets: tuple[str, ...] = ("phantom",)) -> dic
             for name in datasets
             for pool, n, kinds in (("pretraining", 20, {"none": 20}), ("evaluation", PATIENTS, {"exhaustive": PATIENTS}))
         ],
-        "patients": {"pretraining": 20, "evaluation": PATIENTS},
         "transductive": 0,
         "bootstrap": 200,
         "seed": 0,

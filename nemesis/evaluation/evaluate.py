@@ -139,7 +139,7 @@ def _cost_rows(method: Method[Any]) -> list[dict[str, Any]]:
     """Parameters of the whole network, and multiply–accumulates of one superpatch: to its vector, and through the pretext."""
     try:
         cost = method_cost(method)
-    except (RuntimeError, NotImplementedError):  # it reads numbers on its way, which the meta device does not have
+    except (RuntimeError, TypeError):  # it reads numbers on its way, which the meta device does not have
         cost = method_cost(method, device="cpu")
     figures = {"encode_macs": ("MAC", cost.encode), "pretext_macs": ("MAC", cost.pretext)}
     figures["parameters"] = ("parameters", cost.parameters)

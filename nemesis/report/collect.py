@@ -8,6 +8,8 @@ reconstructions.parquet   how well every superpatch was reconstructed, with the 
 curves.parquet        run, step, monitor, value: the training curves
 timings.parquet       run, stage, name, value, text: wall-clock and memory, which no table of quality ever sees
 trials.parquet        of an adaptive sweep alone: its trials, as nemesis.sweep.search left them
+experiment.json       the specification of all these: plans of other configurations may lie beside them in the experiment's
+                      folder
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemesis.errors import Fault, NemesisError
-from nemesis.files import replacing, write_bytes, write_parquet
+from nemesis.files import digest, replacing, write_bytes, write_parquet, write_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 REFERENCE_METHOD = "nemesis"
 BY_SUPERPATCH = ("predictions.parquet", "reconstructions.parquet")
+SPECIFICATION = "experiment.json"
 
 
 def collect(spec: Mapping[str, Any], out: Path) -> None:
@@ -53,6 +56,7 @@ def collect(spec: Mapping[str, Any], out: Path) -> None:
 
     _require(spec)
     out.mkdir(parents=True, exist_ok=True)
+    (out / SPECIFICATION).unlink(missing_ok=True)  # of no use to what is replaced now
     evaluations = _evaluations(spec)
     write_parquet(out / "runs.parquet", pa.Table.from_pylist(_runs(spec)))
     tables = [_read(folder / "rows.parquet") for folder in evaluations.values()]
@@ -67,17 +71,51 @@ def collect(spec: Mapping[str, Any], out: Path) -> None:
     write_parquet(out / "timings.parquet", pa.Table.from_pylist(list(_timings(spec)), schema=timings))
     if "search" in spec:
         write_bytes(out / "trials.parquet", (Path(spec["search"]) / "trials.parquet").read_bytes())
+    write_text(out / SPECIFICATION, json.dumps(spec, indent=1, ensure_ascii=False) + "\n")
 
 
-def with_best(spec: Mapping[str, Any]) -> dict[str, Any]:
+def collected_spec(collected: Path) -> dict[str, Any]:
+    """The specification of what ``collect`` wrote into this folder.
+
+    Raises:
+        NemesisError: it wrote nothing, or was not done.
+    """
+    path = collected / SPECIFICATION
+    if not path.is_file():
+        raise NemesisError(Fault(str(collected), "holds no finished experiment", "Run the workflow with its configuration."))
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def as_collected(spec: Mapping[str, Any], collected: Path) -> dict[str, Any]:
+    """The specification, if it is the one of what lies collected in this folder.
+
+    Raises:
+        NemesisError: the folder holds what another configuration of the experiment measured, or nothing.
+    """
+    found = collected_spec(collected)
+    if digest(found) != digest(spec):
+        theirs, ours = found["config_hash"], spec["config_hash"]
+        what = "holds the results of the same configuration with other data, versions or runs"
+        if theirs != ours:
+            what = f"holds the results of configuration {theirs}, not of {ours}"
+        remedy = "Run the workflow with the configuration you want: what is measured already is not measured again."
+        raise NemesisError(Fault(str(collected), what, remedy))
+    return found
+
+
+def with_best(spec: Mapping[str, Any], root: Path = Path()) -> dict[str, Any]:
     """The specification with the run that an adaptive sweep found best: part of the sweep, though no plan could know it.
+
+    Args:
+        spec: see :func:`collect`.
+        root: where its relative paths start.
 
     Raises:
         NemesisError: the sweep has not ended.
     """
     if "search" not in spec:
         return dict(spec)
-    path = Path(spec["search"]) / "best.json"
+    path = root / spec["search"] / "best.json"
     if not path.is_file():
         raise NemesisError(Fault(str(path), "does not exist", "Run the workflow again: it repeats the job that makes it"))
     best = json.loads(path.read_text(encoding="utf-8"))

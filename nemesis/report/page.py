@@ -22,10 +22,12 @@ SAVED = (".csv", ".md", ".tex")
 MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
 PARTS = {"methods": "method", "sweep": "sweep", "ablations": "ablation"}
 CAPTIONS = {
-    "label_fractions": "Frozen encoders at growing shares of labelled training patients. Bands are 95 % bootstrap intervals over "
-    "patients; where they overlap the methods may still differ, since all were tested on the same patients.",
-    "ablations": "Variants beside the method as configured (dashed, with its interval). A variant of another superpatch size is "
-    "scored on other superpatches, and one that hides another share has another task: its PSNR is not comparable.",
+    "label_fractions": "Frozen encoders at growing shares of labelled training patients. Bands, where there are patients enough "
+    "for them, are 95 % bootstrap intervals over patients; where they overlap the methods may still differ, since all were "
+    "tested on the same patients.",
+    "ablations": "Variants beside the method as configured (dashed; grey: its interval, where there is one). A variant of "
+    "another superpatch size is scored on other superpatches, and one that hides another share has another task: its PSNR is "
+    "not comparable.",
     "sweep": "The sweep. Of a grid every cell with its AUROC on test patients; of an adaptive search every trial with the last "
     "score on inner validation that the search saw.",
     "reconstructions": "One evaluation scan through the middle of the body, radiological convention (letters: the patient's "

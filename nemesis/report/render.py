@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,24 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".csv", ".md", ".tex", ".html")
 MISSING = "–"
+INTERVAL = " [95 % CI]"  # ends the name of a column whose figures may have one
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"\textbar{}",
-    "–": "--", "−": "$-$", "±": r"$\pm$", "×": r"$\times$", "Δ": r"$\Delta$", "≤": r"$\le$", "≥": r"$\ge$",
-    "σ": r"$\sigma$",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"\textbar{}", "\u00a0": "~",
+    "‐": "-", "⁄": "/", "–": "--", "—": "---", "“": "``", "”": "''", "„": ",,", "‘": "`", "’": "'", "•": r"\textbullet{}",
+    "−": "$-$", "±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "÷": r"$\div$", "≤": r"$\le$", "≥": r"$\ge$", "≠": r"$\ne$",
+    "≈": r"$\approx$", "∞": r"$\infty$", "→": r"$\to$", "←": r"$\leftarrow$", "↔": r"$\leftrightarrow$", "°": r"$^\circ$",
+    "§": r"\S{}", "ς": r"$\varsigma$", "ο": "o", "ß": r"\ss{}", "æ": r"\ae{}", "Æ": r"\AE{}", "œ": r"\oe{}", "Œ": r"\OE{}",
+    "ø": r"\o{}", "Ø": r"\O{}", "ł": r"\l{}", "Ł": r"\L{}", "ı": r"\i{}",
+}  # fmt: skip
+_GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi omega "
+    "Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega"
+)
+_LATEX |= {sign: rf"$\{name}$" for sign, name in zip("αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΥΦΨΩ", _GREEK.split(), strict=True)}
+_ACCENTS = {  # as Unicode combines them with a letter
+    "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0306": "u", "\u0307": ".", "\u0308": '"',
+    "\u030a": "r", "\u030b": "H", "\u030c": "v", "\u0323": "d", "\u0327": "c", "\u0331": "b",
 }  # fmt: skip
 
 
@@ -49,21 +63,27 @@ class Table:
         lines += [",".join(_field(value) for value in row) for row in self.data.itertuples(index=False, name=None)]
         return "\n".join(lines) + "\n"
 
+    @property
+    def heads(self) -> list[str]:
+        """The columns as they are printed: those speak of intervals that have one."""
+        told = [any("[" in row[place] for row in self.rows) for place in range(len(self.columns))]
+        return [name if drawn else name.removesuffix(INTERVAL) for name, drawn in zip(self.columns, told, strict=True)]
+
     def markdown(self) -> str:
         """A pipe table under its title and caption, above its notes."""
-        lines = pipe_table(self.columns, self.rows, self.text_columns)
+        lines = pipe_table(self.heads, self.rows, self.text_columns)
         return "\n".join([f"### {self.title}", "", self.caption, "", *lines, "", *(f"- {n}" for n in self.notes)]) + "\n"
 
     def latex(self) -> str:
-        """A float that needs booktabs and graphicx."""
+        """A float that needs booktabs and graphicx; in ASCII alone, so that every engine sets it."""
         layout = "l" * self.text_columns + "r" * (len(self.columns) - self.text_columns)
         lines = [
             r"\begin{table*}[t]", r"\centering", rf"\caption{{{_latex(f'{self.title}. {self.caption}')}}}",
             rf"\label{{tab:{self.name.replace('_', '-')}}}",
             r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
-            rf"\begin{{tabular}}{{{layout}}}", r"\toprule", " & ".join(map(_latex, self.columns)) + r" \\", r"\midrule",
+            rf"\begin{{tabular}}{{{layout}}}", r"\toprule", _latex_row(self.heads), r"\midrule",
         ]  # fmt: skip
-        lines += [" & ".join(map(_latex, row)) + r" \\" for row in self.rows]
+        lines += map(_latex_row, self.rows)
         lines += [r"\bottomrule", r"\end{tabular}}", r"\par\medskip", r"\begin{minipage}{\textwidth}\footnotesize"]
         lines += [_latex(note) + r"\par" for note in self.notes]
         return "\n".join([*lines, r"\end{minipage}", r"\end{table*}"]) + "\n"
@@ -78,7 +98,7 @@ class Table:
         lines = [
             f'<figure class="table" id="{self.name}">',
             f"<figcaption><strong>{html.escape(self.title)}.</strong> {html.escape(self.caption)}</figcaption>",
-            '<div class="scroll"><table>', f"<thead>{cells(self.columns, 'th')}</thead>", "<tbody>",
+            '<div class="scroll"><table>', f"<thead>{cells(self.heads, 'th')}</thead>", "<tbody>",
             *(cells(row, "td") for row in self.rows), "</tbody></table></div>",
             '<ul class="notes">', *(f"<li>{html.escape(note)}</li>" for note in self.notes), "</ul>", "</figure>",
         ]  # fmt: skip
@@ -117,5 +137,24 @@ def _field(value: Any) -> str:
     return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\n') else text
 
 
+def _latex_row(cells: Sequence[str]) -> str:
+    line = " & ".join(map(_latex, cells)) + r" \\"
+    return f"{{}}{line}" if line.startswith(("[", "*")) else line  # which the command above would take for its option
+
+
 def _latex(text: str) -> str:
-    return "".join(_LATEX.get(c, c) for c in text)
+    return "".join(map(_latex_sign, unicodedata.normalize("NFC", text)))
+
+
+def _latex_sign(sign: str) -> str:
+    """As LaTeX says it; its code point in brackets where the usual fonts have none."""
+    if sign in _LATEX or (sign.isascii() and sign.isprintable()):
+        return _LATEX.get(sign, sign)
+    kind, *codes = unicodedata.decomposition(sign).split() or [""]
+    if kind.startswith("<"):  # <super> of digits, <compat> of the dots of an ellipsis, …
+        plain = "".join(_latex_sign(chr(int(code, 16))) for code in codes)
+        script = {"<super>": r"\textsuperscript", "<sub>": r"\textsubscript"}.get(kind)
+        return f"{script}{{{plain}}}" if script else plain
+    if codes and (accent := _ACCENTS.get(chr(int(codes[0], 16)))):
+        return rf"\{accent}{{{_latex_sign(chr(int(kind, 16)))}}}"
+    return f"[U+{ord(sign):04X}]"

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemesis.errors import Fault, NemesisError
-from nemesis.report.collect import with_best
+from nemesis.report.collect import as_collected, collected_spec, with_best
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +58,11 @@ class Results:
         return _shown(path.read_bytes(), name.replace("_", " "))
 
     def study(self) -> Study | None:
-        """The sweep as an Optuna study: that of the grid, or of the search that was written last; None without a sweep."""
+        """The sweep as an Optuna study: that of the grid, or of the search in which the best run was found; None without a sweep.
+
+        Raises:
+            NemesisError: its file was deleted.
+        """
         section = self.spec["config"].get("sweep")
         if section is None:
             return None
@@ -68,9 +72,15 @@ class Results:
             warnings.simplefilter("ignore")  # in a notebook, progress bars ask for widgets
             import optuna
 
-        pattern = "study.db" if section["search"] is None else "search-*.db"
-        found = sorted((self.folder / "sweep").glob(pattern), key=lambda path: path.stat().st_mtime_ns)
-        path = found[-1] if found else _existing(self.folder / "sweep" / pattern)
+        folder = self.folder / "sweep"
+        path = folder / "study.db"
+        if section["search"] is not None:
+            best = _existing(folder / "best.json")
+            path = folder / json.loads(best.read_text(encoding="utf-8"))["study"]
+            if not path.is_file():
+                remedy = f"Delete {best} and run the workflow again: it repeats the search, and trains no run a second time."
+                raise NemesisError(Fault(str(path), "does not exist", remedy))
+        _existing(path)
         optuna.logging.set_verbosity(optuna.logging.ERROR)  # a warning tells the time: no two pages would be the same
         return optuna.load_study(study_name=None, storage=f"sqlite:///{path}")
 
@@ -107,12 +117,12 @@ def open_results(where: str | Path | None = None) -> Results:
     """The experiment that ``where`` names or, without it, the environment variable ``NEMESIS_EXPERIMENT``, else the demo.
 
     Args:
-        where: folder of the experiment, or one of the ``experiment-….json`` in it (in a folder with several, from other
-            configurations, the one that was collected counts). A relative path is looked for in the working folder and in
+        where: folder of the experiment, with the configuration that was collected last, whatever has been planned since; or one
+            of the ``experiment-….json`` in it, with no other. A relative path is looked for in the working folder and in
             those above it, so that notebooks find it wherever they were started.
 
     Raises:
-        NemesisError: there is no such experiment, or it is not finished.
+        NemesisError: there is no such experiment, it is not finished, or the folder holds another configuration's results.
     """
     wanted = Path(where or os.environ.get(VARIABLE) or DEMO)
     here = Path.cwd()
@@ -120,33 +130,11 @@ def open_results(where: str | Path | None = None) -> Results:
     if found is None:
         remedy = f"Run the workflow first, or name the folder of another experiment in the variable {VARIABLE}."
         raise NemesisError(Fault(str(wanted), f"does not exist in {here} nor above it", remedy))
-    if found.is_file():
-        return _opened(found.parent, json.loads(found.read_text(encoding="utf-8")))
-    spec = next(_collected_specs(found), None)
-    if spec is None:
-        raise NemesisError(Fault(str(found), "holds no finished experiment", "Run the workflow with its configuration."))
-    return _opened(found, spec)
-
-
-def _opened(folder: Path, spec: dict[str, Any]) -> Results:
-    results = Results(folder, spec)
-    if "search" not in spec:
-        return results
-    return Results(folder, with_best(spec | {"search": str(results.path(spec["search"]))}))
-
-
-def _collected_specs(folder: Path) -> Iterator[dict[str, Any]]:
-    """Specifications that ask for no run that was not collected, the last one written first."""
-    from pyarrow import parquet
-
-    collected = folder / "collected" / "runs.parquet"
-    if not collected.is_file():
-        return
-    runs = set(parquet.read_table(collected, columns=["run"])["run"].to_pylist())
-    for path in sorted(folder.glob("experiment-*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        spec = json.loads(path.read_text(encoding="utf-8"))
-        if runs.issuperset(entry["run"] for entry in spec["runs"]):
-            yield spec
+    folder = found.parent if found.is_file() else found
+    if found.is_dir():
+        return Results(folder, collected_spec(folder / "collected"))
+    asked = with_best(json.loads(found.read_text(encoding="utf-8")), folder.parents[1])
+    return Results(folder, as_collected(asked, folder / "collected"))
 
 
 def _existing(path: Path) -> Path:

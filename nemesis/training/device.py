@@ -25,6 +25,8 @@ Precision = Literal["32-true", "bf16-mixed"]
 def device_for(wanted: str) -> Iterator[torch.device]:
     """The CPU, or a GPU that no other job of this user on this machine holds; waits for one to become free.
 
+    The peak of a GPU's memory is counted anew; what is cached of it is given back before another job may hold it.
+
     Args:
         wanted: auto (a GPU where there is one), cpu or cuda.
 
@@ -45,6 +47,8 @@ def device_for(wanted: str) -> Iterator[torch.device]:
         return
     with ExitStack() as stack:
         index = _lock_one([str(torch.cuda.get_device_properties(i).uuid) for i in range(n_gpus)], stack)
+        torch.cuda.reset_peak_memory_stats(index)
+        stack.callback(torch.cuda.empty_cache)
         yield torch.device("cuda", index)
 
 
@@ -83,7 +87,9 @@ def arithmetic(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Of the GPU where there is one, else the process's largest resident size."""
+    """Of a GPU since :func:`device_for` handed it out. On a CPU it is the process's largest resident size since it began: of a
+    process that computes one run after another, as the workers of a search do, that of the largest so far.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, in KiB elsewhere

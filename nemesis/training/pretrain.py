@@ -16,7 +16,7 @@ from torch import nn
 
 from nemesis.config import Preparation, Pretraining
 from nemesis.data.superpatches import Scans
-from nemesis.errors import Fault, NemesisError
+from nemesis.errors import Fault, NemesisError, TrainingError
 from nemesis.files import write_text
 from nemesis.method import Batch, Method, create
 from nemesis.models.checkpoint import save_weights
@@ -54,7 +54,8 @@ def pretrain(
         label: what the run is called there; None: by its folder's name.
 
     Raises:
-        NemesisError: the loss is not finite any more, or no GPU is there although asked for.
+        TrainingError: loss or weights are not finite any more.
+        NemesisError: no GPU is there although asked for, or the saved state cannot be gone on with.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
@@ -209,7 +210,7 @@ class _Training:
                     point = {name: float(total) / count for name, total in totals.items()}
                     if not math.isfinite(point["loss"]):
                         what = f"the loss is not finite at step {done} (learning rate {rate:.2g}, {self.precision})"
-                        raise NemesisError(
+                        raise TrainingError(
                             Fault(self.folder.name, what, "Lower pretraining.learning_rate or use precision: 32-true")
                         )
                     totals = {}
@@ -222,7 +223,7 @@ class _Training:
         seconds = self.seconds + time.monotonic() - self.started
         if not all(parameter.isfinite().all() for parameter in self.network.parameters()):
             what = "the last steps left weights that are not finite"
-            raise NemesisError(Fault(self.folder.name, what, "Lower pretraining.learning_rate or use precision: 32-true"))
+            raise TrainingError(Fault(self.folder.name, what, "Lower pretraining.learning_rate or use precision: 32-true"))
         return {
             "seconds": round(seconds, 3),
             "superpatches_per_second": round(recipe.steps * recipe.batch_size / max(seconds, 1e-9), 3),

@@ -22,15 +22,15 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path, device: torch.device) -> dict[str, Any] | None:
-    """What :func:`save_state` wrote, or None where nothing was saved yet.
+    """What :func:`save_state` wrote, or None where nothing was saved yet, or another process has finished the training.
 
     Raises:
         NemesisError: the file is damaged.
     """
-    if not path.exists():
-        return None
     try:
         return torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:  # not asked for beforehand: it may vanish after the answer
+        return None
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise NemesisError(
             Fault(str(path), f"is damaged ({error})", "Delete it: the training starts again from its first step")

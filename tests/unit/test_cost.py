@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_methods import small_method
 from typer.testing import CliRunner
 
 from nemesis.cli import app
@@ -21,6 +22,7 @@ from nemesis.evaluation.cost import (
     method_cost,
     superpatches,
 )
+from nemesis.evaluation.evaluate import _cost_rows
 from nemesis.method import create
 from nemesis.models.architecture import OFFICIAL, Architecture
 from nemesis.models.autoencoder import MaskedAutoencoder
@@ -187,6 +189,26 @@ def test_a_network_whose_constructor_reads_numbers_is_counted_too():
     settings = {"patch": 4, "embed_dim": 64, "depth": 1}
     method = create("random_vit", settings, 16)
     assert method_cost(Reading(method.settings, 16)) == method_cost(method)
+
+
+@pytest.mark.parametrize("read", [torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.numpy])
+def test_a_method_that_reads_numbers_on_its_way_is_counted_on_the_cpu(read):
+    plain = small_method("nemesis")
+
+    class Reading(type(plain)):
+        def encode(self, network, voxels):
+            assert read(voxels.mean()) == 0
+            return super().encode(network, voxels)
+
+    reading = Reading(plain.settings, plain.superpatch)
+    with pytest.raises((RuntimeError, TypeError)):
+        method_cost(reading)
+    rows = _cost_rows(reading)
+    assert rows == _cost_rows(plain)
+    assert [(row["metric"], row["unit"]) for row in rows] == [
+        ("encode_macs", "MAC"), ("pretext_macs", "MAC"), ("parameters", "parameters"),
+    ]  # fmt: skip
+    assert all(row["value"] > 0 for row in rows)
 
 
 def test_superpatches_cover_a_volume():

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 
 from nemesis.errors import NemesisError
 from nemesis.training import device as module
@@ -87,8 +88,38 @@ def test_auto_takes_a_gpu_that_is_free(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     uuids = [type("Properties", (), {"uuid": name}) for name in ("gpu-a", "gpu-b")]
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: uuids[index])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda index: None)
     with device_for("auto") as one, device_for("auto") as two:
         assert (one, two) == (torch.device("cuda", 0), torch.device("cuda", 1))
+
+
+def test_the_peak_of_a_gpu_is_that_of_its_holder_who_gives_the_cache_back_before_the_gpu(monkeypatch, tmp_path):
+    """Of two runs of one process the second neither shows the first one's peak nor keeps its memory from others."""
+    seen = []
+
+    def free():
+        lock = FileLock(*tmp_path.rglob("gpu-a.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        lock.release()
+        return True
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: type("Properties", (), {"uuid": "gpu-a"}))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda index: seen.append(("reset", index, free())))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: seen.append(("emptied", free())))
+
+    def job():
+        with device_for("cuda"):
+            seen.append("computed")
+            raise ZeroDivisionError
+
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            job()
+    assert seen == [("reset", 0, False), "computed", ("emptied", False)] * 2 and free()
 
 
 @pytest.mark.parametrize(("bf16", "expected"), [(True, "bf16-mixed"), (False, "32-true")])

@@ -53,7 +53,7 @@ def test_pools_are_disjoint_and_complete(planned):
 @pytest.mark.parametrize(
     "top",
     [
-        {"experiment": "another"}, {"probe": {"folds": 3}}, {"organs": ["liver"]}, {"reconstruction": {"mask_seed": 3}},
+        {"experiment": "another"}, {"probe": {"folds": 2}}, {"organs": ["liver"]}, {"reconstruction": {"mask_seed": 3}},
         {"device": "cpu"}, {"loader_workers": 2}, {"state_every": 7},
     ],
 )  # fmt: skip
@@ -91,6 +91,15 @@ def test_resource_keys_do_not_reach_the_report(planned):
     other = planned(device="cpu", loader_workers=3, state_every=5).report_file
     assert other.read_bytes() == before
     assert json.loads(before)["config_hash"]
+
+
+def test_how_many_work_on_a_search_does_not_reach_the_report(planned):
+    def reported(**search):
+        enough = {"pools": {"evaluation": 6}, "probe": {"folds": 6}}
+        return json.loads(planned(**enough, sweep={"embed_dims": [64], "search": search}).report_file.read_text())
+
+    assert reported(workers=1) == reported(workers=3)
+    assert reported(trials=9)["config_hash"] != reported(trials=8)["config_hash"]
 
 
 def test_planning_something_else_leaves_the_file_of_a_running_workflow_alone(planned):
@@ -302,3 +311,32 @@ def test_a_root_lies_inside_data_root(planned, tmp_path):
     assert experiment.datasets[0].root == tmp_path / "all" / "ct"
     absolute = {"reader": "nnunet", "name": "ct", "root": str(tmp_path / "all" / "ct")}
     assert planned(datasets=[absolute], data_root="elsewhere", organs=["liver"]).datasets[0].root == tmp_path / "all" / "ct"
+
+
+def test_a_single_dataset_that_is_absent_has_the_patients_that_are_named_without_it(planned):
+    alone = {**ABSENT["datasets"][0], "expected": 6}
+    experiment = planned(datasets=[alone], pools={"evaluation": ["x", "y", "judged/z"]}, dry_run=True)
+    assert [case.case for case in experiment.evaluation] == ["x", "y", "z"]
+
+
+VARIED = {"sweep": {"embed_dims": [64, 128], "mask_ratios": [0.25, 0.5]},
+          "ablations": {"variants": [{"group": "noise", "label": "no noise", "settings": {"noise": [0.0]}}]}}  # fmt: skip
+
+
+def test_a_fault_of_what_is_varied_is_told_once(planned):
+    misspelt = {"name": "nemesis", "settings": {"embed_dim": 64, "deptth": 1}}
+    with pytest.raises(NemesisError) as error:
+        planned(methods=[misspelt, AE], **VARIED)
+    assert [fault.where for fault in error.value.faults] == ["methods[0]"]
+    with pytest.raises(NemesisError) as error:
+        planned(methods=["nemessis", AE], **{**VARIED, "sweep": {**VARIED["sweep"], "method": "AE"}})
+    faults = [(fault.where, fault.what) for fault in error.value.faults]
+    assert [where for where, _ in faults] == ["methods[0]", *["sweep: E 64, r 0.25"] * 3, "ablations.method"]
+    assert len(set(faults)) == len(faults)
+
+
+def test_the_same_share_of_a_superpatch_of_another_size_makes_it_positive(planned):
+    variants = [{"group": "superpatch", "label": str(edge), "superpatch": edge, "settings": {"patch": 4}} for edge in (16, 64)]
+    experiment = planned(superpatch=32, ablations={"variants": variants}, probe={"folds": 3, "positive_voxels": 20})
+    found = {run.label: experiment.evaluate_spec(run.id)["probe"]["positive_voxels"] for run in experiment.runs}
+    assert found == {"NEMESIS": 20, "Random ViT": 20, "AE": 20, "as configured": 20, "16": 2, "64": 160}

@@ -25,7 +25,7 @@ from nemesis.report.figures import (
 )
 from nemesis.report.figures.cost import points
 from nemesis.report.figures.reconstructions import SIDES, centre, of_reference, reconstructions, view
-from nemesis.report.figures.style import FRAME, METHOD_COLOURS, OTHER_COLOURS, colour, styles
+from nemesis.report.figures.style import FRAME, GREY, METHOD_COLOURS, OTHER_COLOURS, colour, styles
 from nemesis.report.tables import print_tables
 
 
@@ -35,6 +35,21 @@ def printed(report, name):
 
 def words(axes):
     return [text.get_text() for text in axes.texts]
+
+
+def ticks(axis):
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+def legend_of(figure):
+    """Name → what stands for it."""
+    (legend,) = figure.legends
+    return dict(zip((text.get_text() for text in legend.get_texts()), legend.legend_handles, strict=True))
+
+
+def without_intervals(table):
+    """A printed table of an experiment with too few patients."""
+    return table.assign(**{name: np.nan for name in table if name.endswith(("_low", "_high"))})
 
 
 # ------------------------------------------------------------------------------------------------- reconstructions
@@ -67,21 +82,47 @@ def test_panels_have_the_shape_of_the_body():
     ratios = [box.height * height / (box.width * width) for box in boxes]
     depth, breadth, thickness = 12 * 5.0, 20 * 2.0, 16 * 3.0  # mm
     assert ratios == pytest.approx([thickness / breadth, depth / breadth, depth / thickness])
-    assert [axes.get_title() for axes in figure.axes[:4]] == [
-        "input",
-        "masked input",
-        "reconstruction",
-        "absolute error",
-    ]
     assert [axes.get_ylabel() for axes in figure.axes[:12:4]] == ["axial", "coronal", "sagittal"]
 
 
-def test_only_hidden_voxels_are_veiled():
+def test_every_panel_shows_what_its_title_says():
     shown = material()
+    shown["reconstruction"] //= 2  # wrong where nothing is hidden, too
+    original, guess = (shown[name] / 255 for name in ("input", "reconstruction"))
+    error = abs(guess - original)
+    top = np.ceil(np.percentile(error[shown["hidden"]], 99.5) * 20) / 20
+    panels = {
+        "input": (original, (0, 1)),
+        "masked input": (original, (0, 1)),
+        "reconstruction": (guess, (0, 1)),
+        "absolute error": (error, (0, top)),
+    }
     figure = reconstructions(shown, "x")
-    veil = figure.axes[1].images[1].get_array()
-    expected = view(shown["hidden"], "axial", centre(shown["input"] / 255))
-    np.testing.assert_array_equal(~np.ma.getmaskarray(veil), expected)
+    assert [axes.get_title() for axes in figure.axes[:4]] == list(panels)
+    assert figure.axes[12].get_ylabel() == "absolute error (HU window = 1)"
+    assert figure.axes[12].get_ylim() == pytest.approx((0, top))
+    for row, plane in enumerate(SIDES):
+        for axes, (name, (volume, ends)) in zip(figure.axes[4 * row : 4 * row + 4], panels.items(), strict=True):
+            picture, *veils = axes.images
+            np.testing.assert_allclose(picture.get_array(), view(volume, plane, centre(original)), atol=1e-6)
+            assert picture.get_clim() == pytest.approx(ends)
+            assert picture.get_cmap().name == ("inferno" if name == "absolute error" else "gray")
+            assert len(veils) == (name == "masked input")
+            for veil in veils:
+                hidden = view(shown["hidden"], plane, centre(original))
+                np.testing.assert_array_equal(~np.ma.getmaskarray(veil.get_array()), hidden)
+
+
+def test_letters_say_which_side_of_the_patient_lies_where():
+    figure = reconstructions(material(), "x")
+    told = []
+    for axes in figure.axes[:12:4]:
+        at = {text.get_position(): text.get_text() for text in axes.texts}
+        left, right = min(at), max(at)
+        bottom, top = min(at, key=lambda place: place[1]), max(at, key=lambda place: place[1])
+        told.append("".join(at[place] for place in (left, right, top, bottom)))
+    assert told == ["RLAP", "RLSI", "APSI"]
+    assert not any(axes.texts for n, axes in enumerate(figure.axes) if n % 4)
 
 
 def test_bytes_and_shares_give_the_same_picture():
@@ -198,16 +239,24 @@ def test_labels_of_one_colour_differ_by_marker_and_line():
 
 
 def test_bands_are_the_intervals_and_stand_at_the_shares_of_labels(report):
-    table = printed(report, "label_fractions")
+    table, look = printed(report, "label_fractions"), styles(of_part(report.spec, "methods"))
     figure = label_fractions(table, of_part(report.spec, "methods"))
+    measured = table[table["status"] == "measured"].set_index(["protocol", "method"])
     assert [axes.get_title() for axes in figure.axes] == ["linear probe", "k-NN"]
-    own = table[(table["method"] == "NEMESIS") & (table["protocol"] == "knn")]
-    band = figure.axes[1].collections[0].get_paths()[0].vertices
-    expected = {(x, y) for name in ("auroc_low", "auroc_high") for x, y in zip(own["label_fraction"], own[name], strict=True)}
-    assert {tuple(corner) for corner in band} == expected
-    line = next(line for line in figure.axes[1].get_lines() if line.get_marker() == "o")
-    np.testing.assert_allclose(line.get_xydata(), own[["label_fraction", "auroc"]])
-    assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["25 %", "100 %"]
+    for axes, protocol in zip(figure.axes, ("linear", "knn"), strict=True):
+        lines = [line for line in axes.get_lines() if line.get_marker() != "None"]
+        for band, line, label in zip(axes.collections, lines, look, strict=True):
+            own = measured.loc[(protocol, label)]
+            np.testing.assert_allclose(line.get_xydata(), own[["label_fraction", "auroc"]])
+            corners = {(x, y) for end in ("low", "high") for x, y in zip(own["label_fraction"], own[f"auroc_{end}"], strict=True)}
+            assert {tuple(corner) for corner in band.get_paths()[0].vertices} == corners
+            assert to_hex(band.get_facecolor()[0]) == to_hex(line.get_color()) == to_hex(look[label].colour)
+        assert ticks(axes.xaxis) == ["25 %", "100 %"] and list(axes.get_xticks()) == [0.25, 1]
+        assert axes.get_xlabel() == "labelled training patients"
+    assert figure.axes[0].get_ylabel() == "AUROC, 95 % interval"
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+    named = {name: (line.get_color(), line.get_marker(), line.get_linestyle()) for name, line in legend_of(figure).items()}
+    assert named == {label: (style.colour, style.marker, style.line) for label, style in look.items()}
 
 
 def test_the_legend_stands_outside_the_panels(report):
@@ -229,9 +278,26 @@ def test_a_single_share_of_labels_has_bars_side_by_side(report):
 def test_training_curves_are_those_of_the_methods_alone(report):
     curves = pd.read_parquet(report.collected / "curves.parquet")
     assert curves["run"].nunique() > 3  # cells and variants have curves, too
-    figure = training_curves(curves, of_part(report.spec, "methods"))
-    assert len(figure.axes[0].get_lines()) == 3
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["NEMESIS", "Auto_encoder & co"]
+    spec = of_part(report.spec, "methods")
+    figure = training_curves(curves, spec)
+    (axes,) = figure.axes
+    losses = curves[curves["monitor"] == "loss"].set_index("run")
+    trained = [entry for entry in spec["runs"] if entry["method"] != "random_vit"]
+    assert [entry["seed"] for entry in trained] == [0, 1, 0]
+    for line, entry in zip(axes.get_lines(), trained, strict=True):
+        np.testing.assert_array_equal(line.get_xydata(), losses.loc[entry["run"], ["step", "value"]])
+        assert line.get_color() == METHOD_COLOURS[entry["method"]]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("optimiser step", "pretext loss (each method's own)")
+    assert axes.get_yscale() == "log" and axes.get_xscale() == "linear"
+    named = {name: line.get_color() for name, line in legend_of(figure).items()}
+    assert named == {"NEMESIS": METHOD_COLOURS["nemesis"], "Auto_encoder & co": METHOD_COLOURS["ae"]}
+
+
+def test_losses_that_are_not_positive_are_drawn_on_an_even_scale(report):
+    curves = pd.read_parquet(report.collected / "curves.parquet")
+    (axes,) = training_curves(curves.assign(value=-curves["value"]), of_part(report.spec, "methods")).axes
+    assert axes.get_yscale() == "linear"
+    assert all((line.get_ydata() < 0).all() for line in axes.get_lines())
 
 
 # ------------------------------------------------------------------------------------------------------------ sweep
@@ -240,19 +306,25 @@ def test_training_curves_are_those_of_the_methods_alone(report):
 def test_every_cell_says_its_auroc_and_the_chosen_one_is_framed(report):
     table = printed(report, "sweep")
     assert "not run" in set(table["status"])  # the paper's cells, which are not drawn
-    axes = sweep_figure(table).axes[0]
+    figure = sweep_figure(table)
+    axes, bar = figure.axes
     measured = table[table["status"] == "measured"]
     told = {text.get_position(): text.get_text() for text in axes.texts}
-    assert len(told) == len(measured) == 4
-    last = measured[(measured["embed_dim"] == 96) & (measured["mask_ratio"] == 0.5)].iloc[0]
-    assert told[0, 1] == f"{last['auroc']:.3f}\n[{last['auroc_low']:.3f}, {last['auroc_high']:.3f}]"
-    assert axes.images[0].get_array()[1, 0] == pytest.approx(last["auroc"])
-    (frame,) = axes.patches
-    chosen = measured[measured["chosen_by_validation"].astype(bool)].iloc[0]
+    places = [(x, y) for y in range(2) for x in range(2)]  # the table's cells go by width, then by ratio
+    for (x, y), cell in zip(places, measured.to_dict("records"), strict=True):
+        assert told.pop((x, y)) == f"{cell['auroc']:.3f}\n[{cell['auroc_low']:.3f}, {cell['auroc_high']:.3f}]"
+        assert axes.images[0].get_array()[y, x] == pytest.approx(cell["auroc"])
+        if cell["chosen_by_validation"]:
+            (frame,) = axes.patches
+            assert frame.get_center() == pytest.approx((x, y))
+    assert not told
     assert to_hex(frame.get_edgecolor()).upper() == FRAME
-    assert tuple(frame.get_center()) == pytest.approx(
-        ([0.5, 0.75].index(chosen["mask_ratio"]), [48, 96].index(chosen["embed_dim"]))
-    )
+    assert list(legend_of(figure)) == ["chosen by inner validation"]
+    assert list(measured["effective_mask_ratio"].iloc[:2]) == pytest.approx([0.75, 0.9375])
+    assert ticks(axes.xaxis) == ["0.5\n75 % hidden", "0.75\n94 % hidden"] and list(axes.get_xticks()) == [0, 1]
+    assert ticks(axes.yaxis) == ["48", "96"] and list(axes.get_yticks()) == [0, 1]
+    assert axes.get_xlabel() == "mask ratio r, within planes and along the axis"
+    assert (axes.get_ylabel(), bar.get_ylabel()) == ("embedding width E", "AUROC, 95 % interval")
 
 
 def test_words_stand_out_from_their_cell():
@@ -293,7 +365,10 @@ def test_a_search_shows_its_trials_by_validation_and_pruned_ones_hollow():
     np.testing.assert_allclose(finished.get_facecolor()[1], colormaps["cividis"](1.0))  # the best
     np.testing.assert_allclose(pruned.get_edgecolor()[0], colormaps["cividis"](0.0))  # the worst
     assert frame.get_offsets().tolist() == [[0.55, 1]]
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["96", "192"]
+    axes, bar = figure.axes
+    assert ticks(axes.yaxis) == ["96", "192"]
+    assert axes.get_xlabel() == "mask ratio r, within planes and along the axis"
+    assert (axes.get_ylabel(), bar.get_ylabel()) == ("embedding width E", "AUROC on inner validation")
 
 
 # -------------------------------------------------------------------------------------------------------- ablations
@@ -311,14 +386,24 @@ def test_variants_stand_by_group_with_a_line_at_the_method_as_configured(report)
     assert bold == ["masking", "noise", "superpatch"]
     measured = table[table["status"] == "measured"].set_index("variant")
     for axes, name in ((auroc, "auroc"), (psnr, "psnr_masked")):
+        ends = measured[[f"{name}_low", f"{name}_high"]]
+        own = ends.loc["as configured"]
         dots = {names[int(line.get_ydata()[0])]: line.get_xdata()[0] for line in axes.get_lines() if line.get_marker() == "o"}
         assert dots == pytest.approx(measured[name].to_dict())
         (across,) = (line for line in axes.get_lines() if line.get_marker() != "o")
         assert list(across.get_xdata()) == [measured.loc["as configured", name]] * 2
+        (band,) = axes.patches
+        assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx(tuple(own))
+        assert to_hex(band.get_facecolor()) == to_hex(across.get_color()) == GREY
         bars = [bar.get_segments()[0] for bar in axes.collections]
-        ends = {names[int(bar[0][1])]: tuple(bar[:, 0]) for bar in bars}
-        assert ends["axis alone"] == pytest.approx(tuple(measured.loc["axis alone", [f"{name}_low", f"{name}_high"]]))
-        assert "95 % interval" in axes.get_xlabel()
+        drawn = {names[int(y)]: (low, high) for (low, y), (high, _) in bars}
+        assert drawn == {variant: tuple(pair) for variant, pair in ends.iterrows()}
+    assert [axes.get_xlabel() for axes in figure.axes] == ["AUROC, 95 % interval", "PSNR of hidden voxels (dB), 95 % interval"]
+
+
+def test_a_measure_without_figures_has_no_panel(report):
+    (axes,) = ablations_figure(printed(report, "ablations").assign(psnr_masked=np.nan), report.spec).axes
+    assert axes.get_xlabel() == "AUROC, 95 % interval"
 
 
 # ------------------------------------------------------------------------------------------------------------- cost
@@ -374,7 +459,24 @@ def test_the_left_panel_shows_quality_against_cost(report):
     assert line.get_xydata()[0] == pytest.approx(expected)
     assert left.get_xscale() == "log"
     assert left.get_xlabel() == "MAC (1 MAC = 2 FLOP) to encode a scan of 512 × 512 × 400 voxels"
-    assert left.get_ylabel() == "AUROC, linear probe, 100 % of the labels (95 % interval)"
+    assert left.get_ylabel() == "AUROC, linear probe, 100 % of the labels, 95 % interval"
+
+
+def test_points_stand_amid_their_intervals_under_their_names(report):
+    figure = cost(report)
+    left, tables = figure.axes[0], {name: printed(report, name) for name in ("main", "ablations", "sweep")}
+    drawn = points(costs_of(report), tables, "linear").to_dict("records")
+    assert len(drawn) == 3 + 4 + 5  # methods, cells, variants
+    bars = sorted(tuple(map(tuple, bar.get_segments()[0])) for bar in left.collections)
+    assert bars == sorted(tuple((row["volume"], row[f"auroc_{end}"]) for end in ("low", "high")) for row in drawn)
+    looks = {label: (style.colour, style.marker) for label, style in styles(of_part(report.spec, "methods")).items()}
+    looks |= {"sweep cell": (METHOD_COLOURS["nemesis"], "s"), "ablation variant": (METHOD_COLOURS["nemesis"], "d")}
+    small = {"sweep": "sweep cell", "ablations": "ablation variant"}
+    spots = {tuple(line.get_xydata()[0]): (line.get_color(), line.get_marker()) for line in left.get_lines()}
+    assert spots == {(row["volume"], row["auroc"]): looks[small.get(row["part"], row["label"])] for row in drawn}
+    named = legend_of(figure)
+    assert not named.pop("encoding").get_hatch() and named.pop("pretext, forward").get_hatch()
+    assert {name: (handle.get_color(), handle.get_marker()) for name, handle in named.items()} == looks
 
 
 def test_costs_without_scores_are_drawn_all_the_same(report):
@@ -403,6 +505,24 @@ def test_bars_hold_the_cost_of_a_superpatch(report):
     hatched = [bar.get_width() for bar in right.patches if bar.get_hatch()]
     assert solid == list(costs["encode"])
     assert hatched == list(costs["pretext"].dropna())
-    assert [label.get_text() for label in right.get_yticklabels()] == list(costs["label"])
-    assert "160.0 M" in words(right)
+    assert ticks(right.yaxis) == list(costs["label"])
+    assert words(right) == ["160.0 M", "320.0 M", "90.0 M", "180.0 M", "50.0 M"]
     assert right.get_xlabel() == "MAC (1 MAC = 2 FLOP) per superpatch"
+
+
+# -------------------------------------------------------------------------------------------------------- few patients
+
+
+def test_an_axis_speaks_of_intervals_only_where_one_is_drawn(report):
+    for change, said in ((lambda table: table, True), (without_intervals, False)):
+        tables = {name: change(printed(report, name)) for name in ("main", "label_fractions", "ablations", "sweep")}
+        for figure, count in (
+            (label_fractions(tables["label_fractions"], of_part(report.spec, "methods")), 1),
+            (ablations_figure(tables["ablations"], report.spec), 2),
+            (sweep_figure(tables["sweep"]), 1),
+            (cost_quality(costs_of(report), tables, report.spec), 1),
+        ):
+            figure.draw_without_rendering()
+            named = [name for axes in figure.axes for name in (axes.get_xlabel(), axes.get_ylabel())]
+            scores = [name for name in named if name.startswith(("AUROC", "PSNR"))]
+            assert len(scores) == count and all(name.endswith("95 % interval") == said for name in scores)

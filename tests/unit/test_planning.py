@@ -169,7 +169,19 @@ def test_a_search_is_estimated_as_its_costliest_trials(planned):
     widest = {**template.identity["settings"], "embed_dim": 128, "plane_mask_ratio": 0.25, "axis_mask_ratio": 0.25}
     one = estimate.training({**template.identity, "settings": widest})
     cost = job_of(experiment, "search_sweep", "", NOTHING).cost
-    assert cost.seconds is None and cost.flop == 6 * one.flop > 0
+    scored = {"identity": {**template.identity, "settings": widest}}
+    scoring = estimate.evaluation(scored, [VOLUME] * 9)  # once at either rung, once in the end
+    assert cost.seconds is None and cost.flop == 6 * (one.flop + 3 * scoring.flop) > 0
+    assert cost.disk_mib == pytest.approx(6 * (3 * one.disk_mib + scoring.disk_mib))
+
+
+def test_recomputed_activations_cost_another_forward_pass(planned):
+    (plain, again) = (
+        planned(methods=[{"name": "nemesis", "settings": {"embed_dim": 64, "depth": 1, "recompute": recompute}}]).runs[0]
+        for recompute in (False, True)
+    )
+    flop = [estimate.training(run.identity).flop for run in (plain, again)]
+    assert flop[1] == flop[0] * 4 / 3
 
 
 def test_what_is_recorded_is_not_estimated(planned):

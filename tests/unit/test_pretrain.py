@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from phantoms import identity_of, ingest_phantoms
 
-from nemesis.errors import NemesisError
+from nemesis.errors import NemesisError, TrainingError
 from nemesis.method import PretextLoss
 from nemesis.methods.nemesis import Nemesis
 from nemesis.training import pretrain as module
 from nemesis.training.crops import RankBatches
 from nemesis.training.pretrain import pretrain
-from nemesis.training.state import save_state
+from nemesis.training.state import load_state, save_state
 
 OUTPUTS = ("checkpoint.safetensors", "curve.jsonl", "run.json", "timing.json")
 BITS = ("checkpoint.safetensors", "curve.jsonl")
@@ -162,7 +163,7 @@ def test_what_learns_nothing_is_written_as_built(cohort, tmp_path):
 
 
 def test_a_loss_that_explodes_is_one_sentence(cohort, tmp_path):
-    with pytest.raises(NemesisError, match="loss is not finite") as caught:
+    with pytest.raises(TrainingError, match="loss is not finite") as caught:
         pretrain(identity_of(learning_rate=1e30), tmp_path / "run", *cohort, "cpu", workers=0, state_every=5)
     assert len(caught.value.faults) == 1
     assert "learning_rate" in caught.value.faults[0].remedy
@@ -177,7 +178,7 @@ def test_one_loss_that_is_not_a_number_is_told_at_the_next_point_of_the_curve(co
         return PretextLoss(found.total * float("nan") if batch.keys.step == 12 else found.total, found.monitors)
 
     monkeypatch.setattr(Nemesis, "pretext_loss", broken)
-    with pytest.raises(NemesisError, match="not finite at step 20"):
+    with pytest.raises(TrainingError, match="not finite at step 20"):
         pretrain(identity_of(), tmp_path / "run", *cohort, "cpu", workers=0, state_every=10)
     assert torch.load(tmp_path / "run/state.pt", weights_only=True)["step"] == 10  # the last good one
 
@@ -196,6 +197,11 @@ def test_a_damaged_state_is_a_sentence_with_its_remedy(cohort, undisturbed, tmp_
     (folder / "state.pt").unlink()
     pretrain(identity_of(DROPOUT), folder, *cohort, "cpu", workers=0, state_every=10)
     assert bits(folder) == bits(undisturbed)
+
+
+def test_a_state_that_another_process_has_just_done_away_with_is_no_damage(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "exists", lambda self: True)  # as it was a moment ago
+    assert load_state(tmp_path / "state.pt", torch.device("cpu")) is None
 
 
 def test_a_state_of_another_precision_is_not_gone_on_with(cohort, tmp_path, monkeypatch):
@@ -225,3 +231,10 @@ def test_the_network_is_compiled_where_it_is_asked_for(wanted, cohort, tmp_path,
     monkeypatch.setattr(torch.nn.Module, "compile", lambda network: compiled.append(type(network).__name__))
     pretrain(identity_of(steps=1, compile=wanted), tmp_path / "run", *cohort, "cpu", workers=0, state_every=10)
     assert compiled == ["MaskedAutoencoder"] * wanted
+
+
+@pytest.mark.parametrize("name", ["loss", "step", "learning_rate", "status"])
+def test_a_monitor_cannot_take_the_place_of_a_curves_own_column(name):
+    loss = torch.zeros(())
+    with pytest.raises(ValueError, match=name):
+        PretextLoss(loss, {name: loss})

@@ -25,12 +25,12 @@ from phantoms import NEMESIS
 
 from nemesis.config import Preparation
 from nemesis.data.ingest import check, ingest
-from nemesis.errors import Fault, NemesisError
+from nemesis.errors import Fault, NemesisError, TrainingError
 from nemesis.evaluation import evaluate as evaluating
 from nemesis.experiment import plan
 from nemesis.runs import search_run
 from nemesis.sweep import search as module
-from nemesis.sweep.search import Search, search_sweep, trial_rows
+from nemesis.sweep.search import ATTEMPTS, Search, by_trial, search_sweep, trial_rows
 from nemesis.sweep.study import STUDY
 from nemesis.training.pretrain import pretrain
 
@@ -95,7 +95,7 @@ def opened(spec):
 
 
 def rows_of(spec):
-    return trial_rows(opened(spec).study.get_trials())
+    return trial_rows(spec, by_trial(opened(spec).study.get_trials()))
 
 
 def assert_each_ended_once(rows, trials):
@@ -118,7 +118,7 @@ def test_a_point_of_the_search_is_the_run_of_the_same_cell_of_a_grid(experiment,
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw))
         return plan([tmp_path / "config.yaml"], results=tmp_path / "results")
 
-    searched, grid = planned(seeds=[3, 4]), planned(seeds=[3], search=None)
+    searched, grid = planned(seeds=[3]), planned(seeds=[3], search=None)
     template = searched.search_spec()["template"]
     cells = [run for run in grid.runs if run.part == "sweep"]
     assert [search_run(template, **run.place) for run in cells] == cells and len(cells) == 4
@@ -135,6 +135,10 @@ def test_points_lie_on_the_grid_of_the_section_and_one_worker_proposes_the_same_
     assert points[0] == points[1]
     assert {width for width, _ in points[0]} == {32, 48}
     assert {ratio for _, ratio in points[0]} <= {round(0.25 + 0.05 * n, 2) for n in range(11)}
+    # of the 4 slices and the 16 columns of the grid no parts can stay visible
+    shares = {row["mask_ratio"]: row["effective_mask_ratio"] for row in rows_of(own)}
+    assert shares == {ratio: 1 - int(4 * (1 - ratio) + 1e-9) * int(16 * (1 - ratio) + 1e-9) / 64 for ratio in shares}
+    assert any(share != pytest.approx(1 - (1 - ratio) ** 2) for ratio, share in shares.items())
     spec["search"]["seed"] = 1
     opened(spec).work()
     assert [(row["embed_dim"], row["mask_ratio"]) for row in rows_of(spec)] != points[0]
@@ -159,6 +163,30 @@ def test_more_trials_go_on_with_the_same_study(spec, quick):
     assert rows_of(spec)[:5] == before
     spec["search"]["rungs"] = [0.1]
     assert opened(spec).study.get_trials() == []  # other rungs, another study
+
+
+def test_fewer_trials_begin_no_more_than_are_asked_for_and_all_that_ended_count(spec, quick, monkeypatch):
+    spec["search"]["rungs"] = []
+    train = Search.pretrain
+
+    def interrupted(self, run, until=None):
+        if len(quick) == 3:
+            raise KeyboardInterrupt
+        train(self, run, until)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "pretrain", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            opened(spec).work()
+    spec["search"]["trials"] = 2
+    before = rows_of(spec)
+    assert [row["state"] for row in before].count("complete") >= 3  # of a point that was computed before, too
+    opened(spec).work()
+    assert rows_of(spec) == before
+    spec["search"]["trials"] = len(before)
+    opened(spec).work()
+    assert_each_ended_once(rows_of(spec), len(before))
+    assert rows_of(spec)[-1]["retry_of"] == before[-1]["number"]
 
 
 def test_the_score_is_of_training_patients_at_all_labels(experiment, tmp_path, monkeypatch):
@@ -192,6 +220,9 @@ def test_a_search_is_planned_without_cells_and_needs_patients_to_validate_by(tmp
     assert [run.part for run in searched.runs] == ["methods"]
     assert searched.report_spec()["search"] == searched.search_spec()["out"] == str(tmp_path / "results" / "tiny" / "sweep")
     assert searched.search_threads == 3 * searched.config.pretraining.threads
+    with pytest.raises(NemesisError, match=r"sweep\.seeds: .* 2 seeds are asked for \(0, 4\)\. Name one, say `seeds: \[0\]`"):
+        planned(seeds=[4, 0])
+    assert [run.seed for run in planned(seeds=[4, 0], sweep=CONFIG["sweep"] | {"seeds": [4]}).runs] == [4, 0]
     with pytest.raises(NemesisError, match=r"takes 5 training patients in each fold\. There are 4"):
         planned(probe=CONFIG["probe"] | {"folds": 3})
     grid = planned(probe=CONFIG["probe"] | {"folds": 3}, sweep=CONFIG["sweep"] | {"search": None})
@@ -201,7 +232,7 @@ def test_a_search_is_planned_without_cells_and_needs_patients_to_validate_by(tmp
 @pytest.mark.parametrize(
     ("top", "repeated"),
     [
-        ({"device": "auto", "state_every": 7}, False), ({"seeds": [0, 1]}, False), ({"sweep": {"search": {"workers": 9}}}, False),
+        ({"device": "auto", "state_every": 7}, False), ({"sweep": {"search": {"workers": 9}}}, False),
         ({"sweep": {"search": {"startup": 3}}}, True), ({"pretraining": {"steps": 50}}, True), ({"organs": ["liver"]}, True),
     ],
 )  # fmt: skip
@@ -212,6 +243,29 @@ def test_the_job_is_given_what_the_search_depends_on(tmp_path, top, repeated):
         (tmp_path / "config.yaml").write_text(yaml.safe_dump({"extends": "base.yaml"} | change))
         specs.append(plan([tmp_path / "config.yaml"], results=tmp_path / "results").search_spec())
     assert (specs[0] != specs[1]) == repeated
+
+
+def test_of_the_runs_that_the_workflow_trains_those_are_told_that_a_trial_may_be(tmp_path):
+    varied = {"wider": {"embed_dim": 48}, "too wide": {"embed_dim": 64}, "axis alone": {"plane_mask_ratio": 0.0}}
+    variants = [{"label": label, "group": "varied", "settings": settings} for label, settings in varied.items()]
+
+    def told(**top):
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG | {"ablations": {"variants": variants}} | top))
+        planned = plan([tmp_path / "config.yaml"], results=tmp_path / "results")
+        return [planned.run(run).label for run in planned.searched_runs]
+
+    assert told() == ["NEMESIS", "wider"]
+    assert told(sweep=CONFIG["sweep"] | {"pretraining": {"steps": 7}}) == []
+    assert told(sweep=CONFIG["sweep"] | {"mask_ratios": [0.6, 0.75]}) == []
+    assert told(sweep=CONFIG["sweep"] | {"search": None}) == []
+
+
+def test_no_more_workers_are_started_than_there_are_threads_for(experiment, tmp_path):
+    assert [experiment.search_processes(threads) for threads in (1, 2, 3)] == [1, 2, 3]
+    raw = CONFIG | {"pretraining": CONFIG["pretraining"] | {"threads": 2}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw))
+    doubled = plan([tmp_path / "config.yaml"], results=tmp_path / "results")
+    assert doubled.search_threads == 6 and [doubled.search_processes(threads) for threads in (1, 3, 5, 6)] == [1, 1, 2, 3]
 
 
 # --------------------------------------------------------------------------------------------------------------- pruning
@@ -283,29 +337,24 @@ def test_an_interrupted_trial_is_taken_up_by_whoever_comes_next(spec, quick, mon
 def test_a_worker_that_died_before_its_first_sign_of_life_holds_nothing_up(spec, quick):
     spec["search"]["trials"] = 1
     search = opened(spec)
-    search.fill()
-    for told in (True, False, False):  # the second takes up what the first left
-        with pytest.warns(UserWarning, match="Heartbeat"):
-            trial = search.study.ask()
-        if told:
-            trial.set_user_attr("run", "nemesis-s0-0123456789ab")
-            search.study.tell(trial, state=TrialState.FAIL)
-        *left, waiting = search.fill()
-        assert {trial.state for trial in left} == {TrialState.FAIL} and waiting.state == TrialState.WAITING
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        search.study.ask()
     search.work()
+    first, second = search.study.trials
+    assert (first.state, second.state) == (TrialState.FAIL, TrialState.COMPLETE)
+    assert [attempt.number for attempt in by_trial(search.study.trials)[0]] == [0, 1]
     assert_each_ended_once(rows_of(spec), 1)
-    assert len(search.study.trials) == 4
 
 
 def test_two_workers_never_take_one_trial_nor_make_another(spec, quick, monkeypatch):
-    fill = Search.fill
+    begun = Search.trials
 
     def slow(self):
-        trials = fill(self)
-        time.sleep(0.3)  # whoever is not kept out now finds the same trial waiting
+        trials = begun(self)
+        time.sleep(0.3)  # whoever is not kept out now finds as many left
         return trials
 
-    monkeypatch.setattr(Search, "fill", slow)
+    monkeypatch.setattr(Search, "trials", slow)
     spec["search"]["trials"] = 2
     workers = [threading.Thread(target=opened(spec).work) for _ in range(3)]
     for worker in workers:
@@ -340,7 +389,7 @@ def test_a_training_that_fails_is_a_failed_trial_with_its_sentence_and_ends_noth
     def exploding(self, run, until=None):
         if len(quick) == 1:
             quick.append(None)
-            raise NemesisError(Fault(run.id, "the loss is not finite", "Lower it"))
+            raise TrainingError(Fault(run.id, "the loss is not finite", "Lower it"))
         train(self, run, until)
 
     monkeypatch.setattr(Search, "pretrain", exploding)
@@ -359,6 +408,93 @@ def test_any_other_error_ends_the_worker_and_its_trial_is_not_lost(spec, quick, 
             opened(spec).work()
     opened(spec).work()
     assert_each_ended_once(rows_of(spec), 5)
+
+
+def test_a_trial_without_a_score_has_failed(spec, quick, monkeypatch):
+    scores = iter([float("nan")])
+    honest = evaluating.validation_auroc
+    monkeypatch.setattr(evaluating, "validation_auroc", lambda *told: next(scores, None) or honest(*told))
+    opened(spec).work()
+    rows = rows_of(spec)
+    assert len(rows) == 5 and [row["state"] for row in rows].count("failed") == 1
+    assert "has no validation AUROC, but nan" in rows[0]["fault"]
+
+
+def test_settings_that_do_not_fit_end_their_trial_alone(spec, quick):
+    spec["embed_dims"] = [32, 33]
+    opened(spec).work()
+    rows = rows_of(spec)
+    assert len(rows) == 5 and {row["state"] for row in rows if row["embed_dim"] == 32} <= ENDED
+    failed = [row for row in rows if row["embed_dim"] == 33]
+    assert {row["state"] for row in failed} == {"failed"} and {row["effective_mask_ratio"] for row in failed} == {None}
+    assert all("33" in row["fault"] for row in failed)
+
+
+def test_a_trial_that_kills_its_workers_comes_last_and_fails_after_a_few(spec, quick, monkeypatch):
+    train = Search.pretrain
+
+    def deadly(self, run, until=None):
+        deaths.append(run.id)
+        if run.id == deaths[0]:
+            raise MemoryError
+        train(self, run, until)
+
+    deaths = []
+    monkeypatch.setattr(Search, "pretrain", deadly)
+    for _ in range(ATTEMPTS):
+        with pytest.raises(MemoryError):
+            opened(spec).work()
+        assert rows_of(spec)[-1]["fault"] is None or len(rows_of(spec)) == 4 + ATTEMPTS
+    opened(spec).work()
+    rows = rows_of(spec)
+    first, *others = rows[:5]
+    assert {row["state"] for row in others} <= ENDED and first["run"] not in {row["run"] for row in others}
+    assert [row["retry_of"] for row in rows[5:]] == [0] * (ATTEMPTS - 1) and deaths.count(first["run"]) == ATTEMPTS
+    assert [row["fault"] for row in rows[:-1]] == [None] * (len(rows) - 1)
+    assert rows[-1]["fault"] == f"trial {rows[-1]['number']}: its worker died 3 times. See {spec['log']}"
+    assert spec["log"].endswith("results/tiny/logs/search_sweep.log")
+
+
+@pytest.mark.parametrize("end", [NemesisError(Fault("device: cuda", "no GPU is visible", "Ask for one")), KeyboardInterrupt()])
+def test_what_ends_a_worker_but_is_not_the_trials_leaves_it_to_others(spec, quick, monkeypatch, end):
+    """A sick worker or Ctrl-C, however often: nothing is lost, nothing is held against the trial."""
+    spec["search"]["trials"] = 2
+
+    def ended(self, run, until=None):
+        raise end
+
+    for _ in range(2 * ATTEMPTS + 1):
+        with monkeypatch.context() as patch:
+            patch.setattr(Search, "pretrain", ended)
+            with pytest.raises(type(end)):
+                opened(spec).work()
+    assert {row["state"] for row in rows_of(spec)} == {"failed"} and {row["fault"] for row in rows_of(spec)} == {None}
+    opened(spec).work()
+    assert_each_ended_once(rows_of(spec), 2)
+
+
+def test_a_job_whose_workers_are_all_sick_fails_with_what_they_said_and_goes_on_when_they_are_not(spec, quick, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        with pytest.raises(NemesisError, match=r"5 of 5 trials are left.*search_sweep\.log") as raised:
+            search_sweep(spec, 1, "cuda", 0, 10)
+    assert [fault.where for fault in raised.value.faults[1:]] == ["device: cuda"]
+    opened(spec).work()
+    assert_each_ended_once(rows_of(spec), 5)
+
+
+def test_a_worker_that_is_told_to_end_says_so(spec):
+    """As a cluster does before it takes a job's place away: not one of the deaths that fail a trial."""
+    spec["template"]["pretraining"]["steps"] = 100_000
+    arguments = [json.dumps(spec), "--device", "cpu", "--state-every", "10"]
+    worker = subprocess.Popen([sys.executable, "-m", "nemesis", "sweep", "work", *arguments], stderr=subprocess.DEVNULL)
+    while not list(Path(spec["runs"]).glob("*/state.pt")):
+        assert worker.poll() is None
+        time.sleep(0.01)
+    worker.terminate()
+    assert worker.wait(timeout=60) != 0
+    (trial,) = opened(spec).study.get_trials()
+    assert trial.state == TrialState.FAIL and trial.user_attrs["left"] == []
 
 
 def test_a_job_whose_workers_all_died_says_what_is_left(spec, monkeypatch):
@@ -412,7 +548,7 @@ def test_every_trial_ends_once_though_a_worker_was_killed(searched):
     assert retry["retry_of"] == killed["number"] and killed["fault"] is None
     resumed = [int(step) for step in re.findall(rf"{killed['run']}: resumed at step (\d+)", said)]
     assert resumed and resumed[0] < 80  # where it was, before the first rung
-    assert "1 of 3 workers died" in said and "Traceback" not in said
+    assert "1 of 3 workers ended early" in said and "Traceback" not in said
 
 
 def test_the_best_trial_is_evaluated_and_told(searched):
@@ -430,6 +566,8 @@ def test_the_best_trial_is_evaluated_and_told(searched):
     assert set(measured["run"]) == {best["run"]} and set(measured["label_fraction"].dropna()) == {1.0}
     validation = measured.loc[measured["metric"] == "validation_auroc", "value"]
     assert validation.mean() == pytest.approx(best["validation_auroc"], abs=1e-12)
+    shares = measured.loc[measured["metric"] == "effective_mask_ratio", "value"]
+    assert shares.tolist() == pytest.approx([row["effective_mask_ratio"]] * len(shares), abs=1e-6) and len(shares)
     files = {"rows.parquet", "predictions.parquet", "reconstructions.parquet", "reconstruction.npz", "timing.json"}
     assert {path.name for path in Path(best["evaluation"]).iterdir()} == files
 
@@ -437,6 +575,7 @@ def test_the_best_trial_is_evaluated_and_told(searched):
 def test_the_study_is_there_for_optuna_and_the_same_job_again_trains_nothing(searched, capsys, monkeypatch):
     spec, _ = searched
     (path,) = Path(spec["out"]).glob("search-*.db")
+    assert json.loads((path.parent / "best.json").read_text())["study"] == path.name
     study = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{path}")
     assert len(study.trials) == 5 and study.best_trial.intermediate_values.keys() == {80, 90}
     before = {path: path.read_bytes() for path in Path(spec["out"]).rglob("*.parquet")}

@@ -12,7 +12,7 @@ from report_experiment import EMBED_DIMS, MASK_RATIOS, make_experiment
 
 from nemesis.cli import read_report_spec
 from nemesis.errors import NemesisError
-from nemesis.report.collect import collect, of_part, with_best
+from nemesis.report.collect import collect, collected_spec, of_part, with_best
 from nemesis.sweep.study import STUDY, rebuild_study
 
 
@@ -131,6 +131,7 @@ def test_the_report_collects_the_best_run_and_the_trials(finished, tmp_path):
     rows = pd.read_parquet(tmp_path / "collected" / "rows.parquet")
     assert (rows["run"] == cell["run"]).any()
     assert pd.read_parquet(tmp_path / "collected" / "trials.parquet")["number"].tolist() == [0, 1, 2]
+    assert read_report_spec(str(path), tmp_path / "collected") == collected_spec(tmp_path / "collected") == full
 
 
 def test_a_best_run_that_another_part_asks_for_keeps_the_evaluation_of_that_part(finished, tmp_path):

@@ -1,6 +1,7 @@
 """The sweep in the workflow: a grid's study, an adaptive search, and what they share."""
 
 import json
+import re
 
 import optuna
 import pandas as pd
@@ -20,8 +21,27 @@ SWEEP = {"embed_dims": [64], "mask_ratios": [0.45, 0.5]}
 SEARCH = {"trials": 4, "workers": 2, "startup": 4, "rungs": [0.5]}
 
 
+def blocks(done):
+    """Rule → what a dry run tells of its job (the last one, where it has several)."""
+    assert done.rc == 0, done.text
+    return dict(re.findall(r"^(?:local)?rule (\w+):\n((?: {4}.*\n)+)", done.text, re.MULTILINE))
+
+
 def trained(place):
     return {path.parent.name: path.stat().st_mtime_ns for path in place.results.glob("runs/*/checkpoint.safetensors")}
+
+
+def test_a_search_is_planned_after_the_runs_it_shares_and_before_whoever_asks_for_its_best(fresh):
+    fresh.write_config(**SWEPT, sweep={**SWEEP, "search": SEARCH})
+    jobs = {"ingest_scans": 1, "check_cohort": 1, "pretrain_method": 1, "search_sweep": 1}
+    assert fresh.plan("search_sweep").jobs == jobs  # the method is a point, and trained by a job of its own
+    said = blocks(fresh.plan())
+    for rule in ("collect_rows", "print_tables", "draw_figures", "run_notebook", "write_page", "log_tracking"):
+        assert "results/tiny/sweep/best.json" in said[rule].split("output:")[0], rule
+    assert "processes=2" in said["search_sweep"]
+    assert "processes=1" in blocks(fresh.snakemake("--dry-run", "search_sweep", cores=1))["search_sweep"]
+    fresh.write_config(**SWEPT, sweep={**SWEEP, "search": SEARCH, "pretraining": {"steps": 30}})
+    assert fresh.plan("search_sweep").jobs == {rule: 1 for rule in jobs if rule != "pretrain_method"}
 
 
 def test_a_grid_is_a_study_and_a_search_over_the_same_points_trains_nothing_again(fresh):
@@ -61,3 +81,17 @@ def test_a_grid_is_a_study_and_a_search_over_the_same_points_trains_nothing_agai
     done = fresh.snakemake(TRIALS)
     assert done.rc == 0 and "features from" in done.text, done.text
     assert (fresh.results / "tiny" / "sweep" / "trials.parquet").read_bytes() == kept and trained(fresh) == before
+
+    done = fresh.snakemake("print_tables")
+    assert done.rc == 0, done.text
+    for lost in fresh.results.glob("runs/*/checkpoint.safetensors"):
+        lost.unlink()
+    best = fresh.results / "tiny" / "sweep" / "best.json"
+    told = best.read_bytes()
+    best.unlink()
+    assert fresh.plan("print_tables").jobs == {}  # what was printed of it is there
+    (fresh.results / "tiny" / "tables" / "sweep.csv").unlink()
+    jobs = {"pretrain_method": 1, "search_sweep": 1, "evaluate_encoder": 1, "collect_rows": 1, "print_tables": 1}
+    assert fresh.plan("print_tables").jobs == jobs
+    done = fresh.snakemake("print_tables")
+    assert done.rc == 0 and best.read_bytes() == told, done.text

@@ -13,7 +13,7 @@ rule run_notebook:
         collected=COLLECTED_FILES,
         tables=TABLE_FILES,
         figures=FIGURE_FILES,
-        study=GRID_FILES,
+        study=GRID_FILES + BEST_FILE,
     output:
         report(
             f"{FOLDER}/notebooks/{{notebook}}.html",

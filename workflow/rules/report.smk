@@ -5,10 +5,13 @@ from nemesis.report import VERSION as REPORT_VERSION
 from nemesis.tracking import VERSION as TRACKING_VERSION
 from nemesis.tracking.store import server
 
-COLLECTED_FILES = expand(
-    f"{FOLDER}/collected/{{name}}.parquet",
-    name=[*COLLECTED, *(["trials"] if CONFIG.search else [])],
-)
+COLLECTED_FILES = [
+    f"{FOLDER}/collected/experiment.json",
+    *expand(
+        f"{FOLDER}/collected/{{name}}.parquet",
+        name=[*COLLECTED, *(["trials"] if CONFIG.search else [])],
+    ),
+]
 TABLE_FILES = expand(
     f"{FOLDER}/tables/{{name}}.{{format}}",
     name=TABLES,
@@ -48,6 +51,7 @@ rule print_tables:
     input:
         experiment=EXPERIMENT.report_file,
         collected=COLLECTED_FILES,
+        best=BEST_FILE,
     output:
         report(TABLE_FILES, caption="../report/tables.rst", category="Tables"),
     log:
@@ -72,6 +76,7 @@ rule draw_figures:
         ),
         collected=COLLECTED_FILES,
         tables=TABLE_FILES,
+        best=DRAWN_OF_BEST,
     output:
         report(FIGURE_FILES, caption="../report/figures.rst", category="Figures"),
     log:
@@ -94,6 +99,7 @@ rule write_page:
         experiment=EXPERIMENT.report_file,
         tables=TABLE_FILES,
         figures=FIGURE_FILES,
+        best=BEST_FILE,
     output:
         report(
             f"{FOLDER}/report/index.html",
@@ -123,6 +129,7 @@ rule log_tracking:
         figures=FIGURE_FILES,
         notebooks=lambda wc: NOTEBOOK_FILES,
         page=f"{FOLDER}/report/index.html",
+        best=BEST_FILE,
     output:
         f"{FOLDER}/tracking.json",
     log:

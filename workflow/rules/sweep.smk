@@ -4,9 +4,10 @@ from nemesis.sweep import VERSION as SWEEP_VERSION
 
 SWEEP = str(EXPERIMENT.search_folder)
 STUDY = f"{SWEEP}/study.db"
+BEST = f"{SWEEP}/best.json"
 FOUND = [
     f"{SWEEP}/trials.parquet",
-    f"{SWEEP}/best.json",
+    BEST,
     f"{SWEEP}/best/rows.parquet",
     f"{SWEEP}/best/predictions.parquet",
     f"{SWEEP}/best/reconstructions.parquet",
@@ -15,6 +16,8 @@ FOUND = [
 ]
 GRID_FILES = [STUDY] if CONFIG.sweep and not CONFIG.search else []
 SEARCH_FILES = FOUND if CONFIG.search else []
+BEST_FILE = [BEST] if CONFIG.search else []
+DRAWN_OF_BEST = [BEST, f"{SWEEP}/best/reconstruction.npz"] if CONFIG.search else []
 
 
 rule search_sweep:
@@ -22,10 +25,18 @@ rule search_sweep:
         index=EXPERIMENT.index,
         # ancient, as in pretrain_method
         pool=ancient(EXPERIMENT.pretraining_pool),
+        # what pretrain_method trains of the same runs is there before: a job that waits deletes its outputs when it starts,
+        # though a trial may have written them meanwhile; ancient, as it does not matter when they were
+        runs=ancient(
+            expand(
+                "results/runs/{run}/checkpoint.safetensors",
+                run=EXPERIMENT.searched_runs,
+            )
+        ),
     output:
         FOUND,
     log:
-        f"{FOLDER}/logs/search_sweep.log",
+        EXPERIMENT.search_log,
     benchmark:
         f"{FOLDER}/benchmarks/search_sweep.tsv"
     conda:
@@ -33,9 +44,9 @@ rule search_sweep:
     threads: lambda wc: EXPERIMENT.search_threads
     resources:
         # a GPU for each worker, or as many as Snakemake may hand out: the workers take turns
-        gpu=lambda wc: GPU * CONFIG.search.workers,
+        gpu=lambda wc, threads: GPU * EXPERIMENT.search_processes(threads),
         # no number depends on these; as params, a change of them would repeat the job
-        processes=lambda wc: CONFIG.search.workers,
+        processes=lambda wc, threads: EXPERIMENT.search_processes(threads),
         device=CONFIG.device,
         loader_workers=CONFIG.loader_workers,
         state_every=CONFIG.state_every,
@@ -50,7 +61,9 @@ rule search_sweep:
 rule rebuild_study:
     input:
         experiment=EXPERIMENT.report_file,
-        rows=f"{FOLDER}/collected/rows.parquet",
+        collected=expand(
+            f"{FOLDER}/collected/{{name}}", name=["experiment.json", "rows.parquet"]
+        ),
     output:
         STUDY,
     log:

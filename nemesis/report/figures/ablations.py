@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nemesis.report.collect import of_part
-from nemesis.report.figures.style import GREY, TEXT, colour, panels, sentence
+from nemesis.report.figures.style import GREY, TEXT, colour, panels, sentence, with_interval
 from nemesis.report.tables.pieces import NOT_RUN
 from nemesis.runs import AS_CONFIGURED
 
@@ -50,7 +50,7 @@ def ablations_figure(table: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel(f"{MEASURES[name]}, 95 % interval")
+        axes.set_xlabel(with_interval(MEASURES[name], table, name))
     first = row_of_panels[0]
     first.set_yticks(range(len(lines)), [name for name, _ in lines], fontsize=TEXT)
     first.set_ylim(len(lines) - 0.4, -0.6)

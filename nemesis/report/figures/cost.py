@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from nemesis.evaluation.cost import VOLUME, superpatches
 from nemesis.report.collect import first_seed, labels_in_order, of_part
-from nemesis.report.figures.style import GREY, SMALL, Style, colour, legend, make_logarithmic, panels, sentence, styles
+from nemesis.report.figures.style import (
+    GREY,
+    SMALL,
+    Style,
+    colour,
+    legend,
+    make_logarithmic,
+    panels,
+    sentence,
+    styles,
+    with_interval,
+)
 from nemesis.report.render import absent
 from nemesis.report.tables import PROTOCOLS
 from nemesis.report.tables.pieces import share
@@ -47,7 +58,7 @@ def cost_quality(costs: pd.DataFrame, tables: Mapping[str, pd.DataFrame], spec: 
     legend(figure, named, "outside lower center", columns=5)
     if not every.empty:
         labels = share(scored["label_fraction"].max())
-        left.set_ylabel(f"AUROC, {PROTOCOLS[protocol]}, {labels} of the labels (95 % interval)")
+        left.set_ylabel(with_interval(f"AUROC, {PROTOCOLS[protocol]}, {labels} of the labels", every))
         _write_beside(figure, left, every)
     return figure
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nemesis.report.figures.style import legend, make_logarithmic, panels, sentence, styles
+from nemesis.report.figures.style import legend, make_logarithmic, panels, sentence, styles, with_interval
 from nemesis.report.tables import PROTOCOLS
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def label_fractions(table: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
         axes.set_xticks(ticks, [f"{100 * share:g} %" for share in ticks])
         axes.set_title(PROTOCOLS[protocol], fontsize=9)
         axes.set_xlabel("labelled training patients")
-    row[0].set_ylabel("AUROC (95 % interval over patients)")
+    row[0].set_ylabel(with_interval("AUROC", measured))
     legend(figure, named)
     return figure
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nemesis.files import write_bytes
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
@@ -99,6 +100,11 @@ def make_logarithmic(axes: Axes, axis: Literal["xaxis", "yaxis"], write: str | F
     chosen.set_major_locator(LogLocator(subs=steps))
     chosen.set_minor_locator(NullLocator())
     chosen.set_major_formatter(write)
+
+
+def with_interval(name: str, drawn: pd.DataFrame, score: str = "auroc") -> str:
+    """The name of an axis; it speaks of intervals where ``drawn``, a part of a printed table, has any of this score."""
+    return f"{name}, 95 % interval" if drawn[f"{score}_low"].notna().any() else name
 
 
 def sentence(text: str) -> Figure:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nemesis.report.figures.style import FRAME, SMALL, TEXT, legend, panels, sentence
+from nemesis.report.figures.style import FRAME, SMALL, TEXT, legend, panels, sentence, with_interval
 from nemesis.report.render import interval
 from nemesis.report.tables.pieces import NOT_RUN
 
@@ -58,7 +58,7 @@ def heat_map(cells: pd.DataFrame) -> Figure:
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     _name(axes)
-    _bar(figure, picture, axes, "AUROC")
+    _bar(figure, picture, axes, with_interval("AUROC", cells))
     return figure
 
 

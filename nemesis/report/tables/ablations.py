@@ -136,7 +136,8 @@ def _printed(measured: Measured, records: list[Record], first: str, seen: Sequen
         f"the labels, in {superpatches_of(spec)}. {sizes_text(seen[:1])} {measured.training('ablations')} {pools_text(spec)}"
     )
     edge = records[0]["superpatch"]
-    other = [f"{r['variant']} ({r['n_superpatches']})" for r in records if r["superpatch"] not in (None, edge)]
+    sizes = {r["variant"]: r["n_superpatches"] or "no" for r in records if r["superpatch"] not in (None, edge)}
+    other = ", ".join(f"{variant} ({n} superpatches scored)" for variant, n in sizes.items())
     notes = [
         f"Published: {NEMESIS}; a figure stands beside a measured one of the same strategy by itself (75 % hidden in all) only. "
         "Data, sizes and training need not be the paper's, which does not say either which voxels its PSNR and SSIM count: the "
@@ -144,8 +145,7 @@ def _printed(measured: Measured, records: list[Record], first: str, seen: Sequen
         "PSNR in dB and SSIM as in the table of reconstructions, over superpatches above the foreground floor; hidden: the "
         "effective share of tokens. Variants that hide other shares, or other shapes, are asked different questions: compare a "
         "PSNR with the fill beside it before comparing it with another row's.",
-        *([f"Scored on superpatches of another size, which are other superpatches: no difference is taken of {', '.join(other)}."]
-          if other else []),
+        *([f"Superpatches of another size are other superpatches: no difference is taken of {other}."] if other else []),
         *interval_notes(spec, seen),
         "p is that of the paired bootstrap difference, adjusted within this table after Holm; intervals and p are over patients "
         "and do not hold how much another seed would change.",

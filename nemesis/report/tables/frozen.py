@@ -10,7 +10,7 @@ import pandas as pd
 from nemesis.evaluation.statistics import Estimate
 from nemesis.report.collect import of_part, reference_label
 from nemesis.report.published import NEMESIS, load_published, published_note, published_row, unmatched
-from nemesis.report.render import Table, interval, number
+from nemesis.report.render import INTERVAL, Table, interval, number
 from nemesis.report.tables.measured import PROTOCOLS, Entries, Measured
 from nemesis.report.tables.pieces import (
     MEASURED,
@@ -132,8 +132,9 @@ def fractions_table(measured: Measured) -> Table:
                     | {"published_auroc": paper.get(f)} for f in fractions]  # fmt: skip
         texts = (number(paper.get(f), 4) for f in fractions)
         printed.append([paper["method"], PROTOCOLS[paper["protocol"]], f"published; {NOT_RUN}", *texts])
+    score = f"AUROC{INTERVAL * any(estimate.low is not None for estimate in seen)}"
     caption = (
-        f"AUROC [95 % CI] of organ presence in {superpatches_of(spec)} from frozen features, "
+        f"{score} of organ presence in {superpatches_of(spec)} from frozen features, "
         f"by share of the training patients whose labels are used. {sizes_text(seen)} {pools_text(spec)}"
     )
     notes = [

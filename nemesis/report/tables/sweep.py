@@ -36,6 +36,7 @@ from nemesis.report.tables.pieces import (
 
 NAME, TITLE = "sweep", "Embedding width and mask ratio (NEMESIS Table V)"
 PUBLISHED_ON = ("BTCV",)
+TOLD = ("state", "steps", "validation_auroc", "run", "effective_mask_ratio")  # of a trial
 DATA = ("embed_dim", "mask_ratio", "status", "auroc", "validation_auroc")
 TOLD_BEST, BEST_BY_AUROC = (768, 0.75), (384, 0.5)  # in the paper: by its text, by its table
 
@@ -106,7 +107,7 @@ def _trials(measured: Measured) -> list[Point]:
     evaluated = [entry for entries in measured.labels("sweep").values() for entry in entries]
     points = []
     for place, trial in enumerate(trials):
-        told = {name: None if absent(trial[name]) else trial[name] for name in ("state", "steps", "validation_auroc", "run")}
+        told = {name: None if absent(trial[name]) else trial[name] for name in TOLD}
         at = (int(trial["embed_dim"]), round(float(trial["mask_ratio"]), 6))
         entries = [e for e in evaluated if place == best and (e["embed_dim"], round(e["mask_ratio"], 6)) == at]
         points.append(Point(*at, entries, {"trial": int(trial["number"]), **told}))
@@ -120,13 +121,14 @@ def _auroc(measured: Measured, point: Point, fraction: float) -> Estimate | None
 def _record(measured: Measured, point: Point, auroc: Estimate | None, paper: Paper, fraction: float) -> Record:
     """A line; of a trial that was not evaluated little more than how much it hides."""
     record: Record = {"embed_dim": point.embed_dim, "mask_ratio": point.mask_ratio, **point.trial, "status": NOT_RUN}
-    f1 = hidden = psnr = None
+    f1 = psnr = None
+    hidden = point.trial.get("effective_mask_ratio")
     if auroc is not None:
         record["status"] = MEASURED if auroc.point is not None else NOT_SCORABLE
         f1 = measured.score(point.entries, "linear", fraction, "f1")
         psnr = measured.reconstructed(point.entries, "psnr_masked")
         hidden = measured.reconstructed(point.entries, "effective_mask_ratio").point
-    record["effective_mask_ratio"] = 1 - (1 - point.mask_ratio) ** 2 if hidden is None else hidden
+    record["effective_mask_ratio"] = hidden
     for name, estimate in (("auroc", auroc), ("f1", f1)):
         record |= figures(name, estimate) | beside(name, estimate.point if estimate else None, paper.get(name), fraction == 1)
     if not point.trial:
@@ -198,8 +200,9 @@ def _choice_notes(
 def _search_notes() -> list[str]:
     return [
         "The search saw validation AUROC alone (inner cross-validation over each fold's training patients, mean over folds and "
-        "organs); that of a pruned trial is of the step at which it was given up. The best complete trial is chosen. Patients "
-        "who are tested in one fold validate in the others, so its test figure is slightly optimistic.",
+        "organs); that of a pruned trial is of the step at which it was given up. The best complete trial is chosen. No fold's "
+        "score looks at its test patients, but who is tested in one fold may validate in all others: the best trial's test "
+        "figures are of patients who had a say in the choice, hence optimistic.",
     ]
 
 

@@ -1,0 +1,71 @@
+"""Tables in LaTeX: whatever a label holds, a document that uses booktabs and graphicx is set."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from itertools import pairwise
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nemesis.report.render import Table
+
+SIGNS = {
+    "$": r"\$", "%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "|": r"\textbar{}",
+    "<": "$<$", "≤": r"$\le$", "×": r"$\times$", "−": "$-$", "±": r"$\pm$", "→": r"$\to$", "°": r"$^\circ$", "–": "--",
+    "α": r"$\alpha$", "ω": r"$\omega$", "Δ": r"$\Delta$", "Ω": r"$\Omega$", "µ": r"$\mu$",
+    "é": r"\'{e}", "e\u0301": r"\'{e}", "ü": r"\"{u}", "ç": r"\c{c}", "Å": r"\r{A}", "ế": r"\'{\^{e}}", "ß": r"\ss{}",
+    "³": r"\textsuperscript{3}", "₂": r"\textsubscript{2}", "…": "...", "½": "1/2", "\u00a0": "~", "“": "``",
+    "方": "[U+65B9]", "ą": "[U+0105]", "🙂": "[U+1F642]", "\n": "[U+000A]",
+}  # fmt: skip
+
+
+def table(label: str) -> Table:
+    """A label wherever words of the configuration may stand."""
+    return Table("a_b", label, label, (label, "AUROC"), [(label, "0.5"), (label, "–")], [label], pd.DataFrame(), text_columns=1)
+
+
+def row(label: str) -> str:
+    """The LaTeX of a label's row."""
+    return next(line for line in table(label).latex().splitlines() if line.endswith(r" & 0.5 \\"))
+
+
+@pytest.mark.parametrize("sign", SIGNS)
+def test_a_sign_is_set_as_itself(sign):
+    assert row(f"a{sign}b") == rf"a{SIGNS[sign]}b & 0.5 \\"
+
+
+@given(st.text(min_size=1))
+def test_any_label_is_ascii_without_commands_of_its_own(label):
+    text = table(label).latex()
+    assert text.isascii()
+    bare = re.sub(r"\\[\\$%&_#{}]|\\[\^~]\{|\$\^\\circ\$", "", row(label))
+    assert not re.search("[%#_^]", bare)
+    assert bare.count("&") == 1 and bare.count("$") % 2 == 0 and bare.count("~") == label.count("\u00a0")
+
+
+@pytest.mark.parametrize("label", ["[2pt] wide", "* best", "方法"])
+def test_a_label_is_no_option_of_the_command_above_it(label):
+    lines = table(label).latex().splitlines()
+    after = [line for above, line in pairwise(lines) if above.endswith((r"\\", "rule"))]
+    assert len(after) == 6
+    assert not any(line.startswith(("[", "*")) for line in after)
+
+
+def test_it_compiles(report, tmp_path):
+    engine = next(filter(None, map(shutil.which, ("pdflatex", "xelatex", "lualatex"))), None)
+    if engine is None:
+        pytest.skip("no LaTeX is installed")
+    labels = ["".join(SIGNS), "[2pt] wide", "* best", "方法"]
+    body = [table(label).latex() for label in labels] + [path.read_text() for path in sorted(report.tables.glob("*.tex"))]
+    start = "\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n\\begin{document}\n"
+    (tmp_path / "tables.tex").write_text(start + "\n\\clearpage\n".join(body) + "\n\\end{document}\n", encoding="ascii")
+    command = [engine, "-halt-on-error", "-interaction=nonstopmode", "tables.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stdout
+    assert "Missing character" not in (tmp_path / "tables.log").read_text(errors="replace")
