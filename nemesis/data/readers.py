@@ -1,12 +1,12 @@
-"""From a NIfTI file to HU on the house's axes, with every doubt turned into a fault that a person can mend.
+"""From a scan's file, in any format, to HU on the house's axes, with every doubt turned into a fault that a person can mend.
 
 House order (D, H, W): D inferior → superior, H left → right, W posterior → anterior, that is the RAS array transposed
-(2, 0, 1).
+(2, 0, 1). Voxels stream from their file into the one array that is kept, so reading takes its bytes and little more.
 """
 
 from __future__ import annotations
 
-import gzip
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nemesis.errors import Fault, NemesisError
+from nemesis.data.formats import open_raster
+from nemesis.data.formats.raster import AGAIN, Raster, by, refusal
+from nemesis.data.formats.tilt import upright
+from nemesis.data.store import AIR
 
+SLAB = 16  # planes that are resampled at a time
 SMALLEST = 8  # voxels along every axis; fewer is a localiser or a single slice, not a volume
+LONGEST, LARGEST = 4096, 1 << 30  # voxels along an axis and in all: 2 GiB of HU
+UNBACKED, RATIO = 1 << 28, 250  # bytes that a packed file may always unpack to; above them times its size (real CT: 2 to 20)
 SPACINGS = (0.1, 30.0)  # mm; outside of it the header's unit is not millimetres
+FARTHEST = 1e5  # mm from the origin
 LARGEST_SHIFT = 0.1  # voxels by which the corners of scan and label map may lie apart (rounding in their headers)
-AIR, SOFT = (-1100, -150), (-150, 250)  # HU ranges of air, lung and the darkest fat; and of soft tissue
-AIR_SHARE, SOFT_SHARE = 0.001, 0.01  # least shares of voxels in them; the least on 178 real scans: 0.38 and 0.048
+DARK, SOFT = (-1100, -150), (-150, 250)  # HU ranges of air, lung and the darkest fat; and of soft tissue
+DARK_SHARE, SOFT_SHARE = 0.001, 0.01  # least shares of voxels in them; the least on 178 real scans: 0.38 and 0.048
+TURNED, TURNED_SHARE = (900, 1100), 0.05  # HU of air with the wrong sign; the most on 178 real scans: 0.006
 
 
 @dataclass(frozen=True)
@@ -31,33 +39,50 @@ class Volume:
     spacing: tuple[float, float, float]
     affine: NDArray[np.float64]
     stored: NDArray[np.float64] | None = None  # of one that was read: the affine of its file, on the file's own axes
+    notes: tuple[str, ...] = ()  # what was done to it that a person should know
 
 
-def read_volume(path: Path) -> Volume:
+def read_volume(path: Path, series: str | None = None, root: Path | None = None) -> Volume:
     """Read a CT scan, reoriented to the nearest house axes, rescaled to HU by the header's slope and intercept.
 
+    Args:
+        path: a NIfTI, NRRD or MetaImage file, or the folder of a DICOM series.
+        series: SeriesInstanceUID, where the folder holds several.
+        root: see :func:`nemesis.data.formats.open_raster`.
+
     Raises:
-        NemesisError: truncated or corrupt file, not 3D, no orientation, implausible voxel size, too small, values that
+        NemesisError: see :func:`nemesis.data.formats.open_raster`; implausible voxel size, too small or too large, values that
             are not HU.
     """
-    array, spacing, affine, stored = _read(path)
-    if min(array.shape) < SMALLEST:
-        what = f"is too small ({_by(array.shape)} voxels)"
-        raise _refusal(path, what, f"A scan has at least {SMALLEST} along each axis.")
-    if array.dtype != np.int16:
-        if not np.isfinite(array).all():
-            what = "holds values that are not numbers (NaN or infinite)"
-            raise _refusal(path, what, "Convert it from the source again.")
-        if array.min() < -32768 or array.max() > 32767:
-            raise _refusal(path, f"values from {array.min():g} to {array.max():g} are not HU", "Convert it to HU.")
-        if array.dtype.kind == "f" and array.min() >= 0 and array.max() <= 1:
-            raise _refusal(path, "is not CT in HU: all values lie in 0 to 1", "Give the scan before windowing.")
-        array = np.rint(array).astype(np.int16)
-    reason = not_ct(array)
+    raster, place = _opened(path, series, root, AIR, linear=True)
+    if min(place.shape) < SMALLEST:
+        what = f"is too small ({by(place.shape)} voxels)"
+        raise refusal(path, what, f"A scan has at least {SMALLEST} along each axis.")
+    _check_backed(raster)
+    hu = _room(path, place.shape, np.int16)
+    view = place.of_file(hu)
+    lows, highs, k = [], [], 0
+    for slab in raster.slabs():
+        if slab.dtype != np.int16:
+            low, high = slab.min(), slab.max()
+            if not np.isfinite(low) or not np.isfinite(high):
+                what = "holds values that are not numbers (NaN or infinite)"
+                raise refusal(path, what, "Convert it from the source again.")
+            if low < -32768 or high > 32767:
+                raise refusal(path, f"values from {low:g} to {high:g} are not HU", "Convert it to HU.")
+            if slab.dtype.kind == "f":
+                lows.append(low)
+                highs.append(high)
+                slab = np.rint(slab)
+        view[k : k + len(slab)] = slab
+        k += len(slab)
+    if lows and min(lows) >= 0 and max(highs) <= 1:
+        raise refusal(path, "is not CT in HU: all values lie in 0 to 1", "Give the scan before windowing.")
+    reason = not_ct(hu)
     if reason:
         remedy = "Convert it to HU (with the rescale slope and intercept) if it is CT; this suite takes nothing else."
-        raise _refusal(path, f"is not CT in HU: {reason}", remedy)
-    return Volume(array, spacing, affine, stored)
+        raise refusal(path, f"is not CT in HU: {reason}", remedy)
+    return Volume(hu, place.spacing, place.affine, raster.affine, tuple(raster.notes))
 
 
 def not_ct(hu: NDArray[np.int16]) -> str | None:
@@ -65,52 +90,82 @@ def not_ct(hu: NDArray[np.int16]) -> str | None:
 
     Any CT of a body holds something as dark as air, lung or the darkest fat, and soft tissue; a crop to the body with
     −1024 around it does, too. MR, PET, pictures, z-scored scans and CT stored without its intercept have hardly
-    anything from −1100 to −150; the lower bound keeps padding such as −2000 from passing for air.
+    anything from −1100 to −150; the lower bound keeps padding such as −2000 from passing for air. What is air in CT
+    shines at +1000 where the sign was turned.
     """
     low, high = int(hu.min()), int(hu.max())
     if low == high:
         return f"every value is {low}"
     if low >= 0:
-        return f"no value is negative ({low} to {high}), as in MR, in pictures and in CT without its rescale intercept"
-    dark = np.count_nonzero((hu >= AIR[0]) & (hu < AIR[1])) / hu.size
-    soft = np.count_nonzero((hu >= SOFT[0]) & (hu <= SOFT[1])) / hu.size
-    if dark < AIR_SHARE:
-        return f"of its values ({low} to {high}) only {dark:.2%} lie from {AIR[0]} to {AIR[1]}, as air and lung do"
+        usual = ", as in MR, in pictures and in CT without its rescale intercept"
+        return f"no value is negative ({low} to {high}){_unscaled(hu) or usual}"
+    turned = _share(hu, *TURNED)
+    if turned > max(TURNED_SHARE, 10 * _share(hu, -TURNED[1], -TURNED[0])) and _share(hu, -150, 0) > SOFT_SHARE:
+        return f"it is inverted: {turned:.1%} of its values lie from {TURNED[0]} to {TURNED[1]}, as air does with the wrong sign"
+    dark, soft = _share(hu, *DARK), _share(hu, *SOFT)
+    said = f"of its values ({low} to {high}) only "
+    if dark < DARK_SHARE:
+        return f"{said}{dark:.2%} lie from {DARK[0]} to {DARK[1]}, as air and lung do{_unscaled(hu)}"
     if soft < SOFT_SHARE:
-        return f"of its values ({low} to {high}) only {soft:.2%} lie from {SOFT[0]} to {SOFT[1]}, as soft tissue does"
+        return f"{said}{soft:.2%} lie from {SOFT[0]} to {SOFT[1]}, as soft tissue does{_unscaled(hu)}"
     return None
 
 
-def read_labels(path: Path, like: Volume | None) -> NDArray[Any]:
+def _share(hu: NDArray[np.int16], low: int, high: int) -> float:
+    """Share of values from ``low`` to below ``high``; plane by plane, for a comparison makes an array of its own."""
+    return sum(int(np.count_nonzero((plane >= low) & (plane < high))) for plane in hu) / hu.size
+
+
+def _unscaled(hu: NDArray[np.int16]) -> str:
+    """A hint where values 1024 lower would have air, and CT's peak of soft tissue with less on both sides of it."""
+    peak, beside = _share(hu, 924, 1124), max(_share(hu, 524, 724), _share(hu, 1374, 1574))
+    if peak < max(SOFT_SHARE, 2 * beside) or _share(hu, 0, 200) < DARK_SHARE:
+        return ""
+    return "; it looks like CT whose rescale intercept (−1024) was not applied"
+
+
+def read_labels(path: Path, like: Volume | None, root: Path | None = None) -> NDArray[Any]:
     """Read a label map as uint8, or uint16 where numbers exceed 255, (D, H, W), on the grid of its scan.
 
     Without the scan (``like=None``, where that is faulty itself) the map is checked alone.
 
     Raises:
-        NemesisError: truncated or corrupt file, values that are not whole numbers ≥ 0, another shape or place than the
-            scan's.
+        NemesisError: see :func:`nemesis.data.formats.open_raster`; values that are not whole numbers ≥ 0, another shape or
+            place than the scan's.
     """
-    array, _, affine, _ = _read(path)
-    if array.dtype.kind == "f":
+    raster, place = _opened(path, None, root, 0, linear=False)
+    if like is None:
+        _check_backed(raster)
+    else:
+        _check_like(path, place, like)
+    labels = _room(path, place.shape, np.uint8)
+    k = 0
+    for slab in raster.slabs():
         with np.errstate(invalid="ignore"):
-            whole = np.isfinite(array).all() and bool((array == np.rint(array)).all())
-        if not whole:
-            what = "is no label map: some of its values are not whole numbers"
-            raise _refusal(path, what, "Export it without interpolation.")
-    low, high = array.min(), array.max()
-    if low < 0 or high > 65535:
-        raise _refusal(path, f"label numbers from {low:g} to {high:g} are outside 0 to 65535", "Is this a label map?")
-    if like is not None:
-        if array.shape != like.hu.shape:
-            what = f"has another shape than its scan ({_by(array.shape)} against {_by(like.hu.shape)} voxels, D×H×W)"
-            raise _refusal(path, what, "Give the map on the grid of the scan (resample it, or find the right one).")
-        last = np.array(array.shape)[[1, 2, 0]] - 1
-        corners = np.array([[x, y, z, 1.0] for x in (0, last[0]) for y in (0, last[1]) for z in (0, last[2])])
-        shift = np.abs((corners @ (affine - like.affine).T)[:, :3]).max()
-        if shift > LARGEST_SHIFT * min(like.spacing):
-            what = f"lies elsewhere than its scan (by up to {shift:.3g} mm, after their headers)"
-            raise _refusal(path, what, "Give both the same affine if they belong together.")
-    return array.astype(np.uint8 if high <= 255 else np.uint16)
+            if slab.dtype.kind == "f" and not (np.isfinite(slab).all() and bool((slab == np.rint(slab)).all())):
+                what = "is no label map: some of its values are not whole numbers"
+                raise refusal(path, what, "Export it without interpolation.")
+        low, high = slab.min(), slab.max()
+        if low < 0 or high > 65535:
+            raise refusal(path, f"label numbers from {low:g} to {high:g} are outside 0 to 65535", "Is this a label map?")
+        if high > 255 and labels.dtype == np.uint8:
+            labels = labels.astype(np.uint16)
+        place.of_file(labels)[k : k + len(slab)] = slab
+        k += len(slab)
+    return labels
+
+
+def _check_like(path: Path, place: _Place, like: Volume) -> None:
+    """Refuse a label map that is not where its scan is."""
+    if place.shape != like.hu.shape:
+        what = f"has another shape than its scan ({by(place.shape)} against {by(like.hu.shape)} voxels, D×H×W)"
+        raise refusal(path, what, "Give the map on the grid of the scan (resample it, or find the right one).")
+    last = np.array(place.shape)[[1, 2, 0]] - 1
+    corners = np.array([[x, y, z, 1.0] for x in (0, last[0]) for y in (0, last[1]) for z in (0, last[2])])
+    shift = np.abs((corners @ (place.affine - like.affine).T)[:, :3]).max()
+    if shift > LARGEST_SHIFT * min(like.spacing):
+        what = f"lies elsewhere than its scan (by up to {shift:.3g} mm, after their headers)"
+        raise refusal(path, what, "Give both the same affine if they belong together.")
 
 
 def resample(
@@ -128,22 +183,28 @@ def resample(
     change = np.diag([*step[[1, 2, 0]], 1.0])
     change[:3, 3] = place["offset"][[1, 2, 0]]
     moved = None if labels is None else affine_transform(labels, order=0, **place)
-    return Volume(hu, spacing, volume.affine @ change), moved
+    return Volume(hu, spacing, volume.affine @ change, notes=volume.notes), moved
 
 
 def resample_onto(volume: Volume, like: Volume) -> Volume:
     """A scan that :func:`resample` made of ``like``, back on the voxels of ``like`` (linear)."""
     if volume.hu.shape == like.hu.shape:
-        return Volume(volume.hu, like.spacing, like.affine, like.stored)
+        return Volume(volume.hu, like.spacing, like.affine, like.stored, like.notes)
     step = np.array(like.spacing) / np.array(volume.spacing)
-    return Volume(_interpolated(volume.hu, step, like.hu.shape), like.spacing, like.affine, like.stored)
+    return Volume(_interpolated(volume.hu, step, like.hu.shape), like.spacing, like.affine, like.stored, like.notes)
 
 
 def _interpolated(hu: NDArray[np.int16], step: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.int16]:
     """HU (linear) on ``shape`` voxels (D, H, W) of ``step`` old ones each."""
     from scipy.ndimage import affine_transform
 
-    return np.rint(affine_transform(hu, order=1, output=np.float32, **_placed(step, shape))).astype(np.int16)
+    found = np.empty(shape, np.int16)
+    for first in range(0, shape[0], SLAB):  # of the whole, float32 and its rounding would take four times the memory
+        slab = found[first : first + SLAB]
+        place = _placed(step, slab.shape)
+        place["offset"] = place["offset"] + step * [first, 0, 0]
+        slab[:] = np.rint(affine_transform(hu, order=1, output=np.float32, **place))
+    return found
 
 
 def _placed(step: NDArray[np.float64], shape: tuple[int, ...]) -> dict[str, Any]:
@@ -151,64 +212,58 @@ def _placed(step: NDArray[np.float64], shape: tuple[int, ...]) -> dict[str, Any]
     return {"matrix": step, "offset": (step - 1) / 2, "output_shape": shape, "mode": "nearest"}
 
 
-def _read(path: Path) -> tuple[NDArray[Any], tuple[float, float, float], NDArray[np.float64], NDArray[np.float64]]:
-    """(D, H, W) array, spacing in mm (D, H, W), RAS affine and stored affine of a NIfTI-1 or -2 file; integers stay integers."""
-    import nibabel
+@dataclass(frozen=True)
+class _Place:
+    """Where a raster goes in the house: shape (D, H, W), spacing (mm, (D, H, W)), affine of the RAS array."""
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    affine: NDArray[np.float64]
+    orientation: NDArray[np.float64]  # nibabel's: the RAS axis and the direction of each of the file's axes
+
+    def of_file(self, house: NDArray[Any]) -> NDArray[Any]:
+        """A view (k, j, i) of the house array, as the file's planes come."""
+        axes, flips = self.orientation[:, 0].astype(int), self.orientation[:, 1]
+        of_file = house.transpose(1, 2, 0).transpose(axes)
+        return of_file[tuple(slice(None, None, int(flip)) for flip in flips)].T
+
+
+def _opened(path: Path, series: str | None, root: Path | None, fill: float, linear: bool) -> tuple[Raster, _Place]:
+    """The upright raster, nothing of whose voxels has been read, and its place; refused if that is implausible."""
     from nibabel import orientations
 
     turn: Any = orientations  # nibabel is annotated by halves
-    again = "Copy or download it again."
+    raster = open_raster(path, series, root)
+    spacing = np.linalg.norm(raster.affine[:3, :3], axis=0)
+    if not np.abs(raster.affine).max() <= FARTHEST or not all(SPACINGS[0] <= s <= SPACINGS[1] for s in spacing):
+        raise refusal(path, f"has an implausible voxel size or place ({by(np.round(spacing, 4))} mm)", "Mend its header.")
+    if abs(np.linalg.det(raster.affine[:3, :3] / spacing)) < 0.1:
+        raise refusal(path, "its affine collapses the volume", "Mend its header.")
+    raster = upright(raster, fill, linear)
+    if max(raster.shape) > LONGEST or math.prod(raster.shape) > LARGEST:
+        what = f"is too large ({by(raster.shape)} voxels)"
+        raise refusal(path, what, f"A scan has at most {LONGEST} voxels along an axis and {LARGEST >> 20} Mi in all.")
+    orientation = turn.io_orientation(raster.affine)
+    affine = raster.affine @ turn.inv_ornt_aff(orientation, raster.shape)
+    x, y, z = (raster.shape[int(np.flatnonzero(orientation[:, 0] == axis)[0])] for axis in range(3))
+    mm = [float(s) for s in np.linalg.norm(affine[:3, :3], axis=0)]
+    return raster, _Place((z, x, y), (mm[2], mm[0], mm[1]), affine, orientation)
+
+
+def _check_backed(raster: Raster) -> None:
+    """Refuse a small file that says it holds much, before room is made for it."""
+    claimed, there = raster.bytes_claimed, raster.bytes_on_disk
+    if not raster.packed and claimed > there:
+        raise refusal(raster.path, f"is truncated (its voxels take {claimed} bytes, and {there} are there)", AGAIN)
+    if claimed > max(UNBACKED, RATIO * there):
+        what = f"says that {there} bytes unpack to {claimed}, which no CT does"
+        raise refusal(raster.path, what, "Store it unpacked if that is true.")
+
+
+def _room(path: Path, shape: tuple[int, int, int], dtype: type[np.integer[Any]]) -> NDArray[Any]:
+    """An array to be filled; pages of it exist only once voxels arrive."""
     try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)  # whole: only then its checksum is looked at
-    except EOFError:
-        raise _refusal(path, "is truncated (the gzip stream ends early)", again) from None
-    except OSError as error:  # gzip.BadGzipFile is one
-        raise _refusal(path, f"cannot be read ({error.strerror or error})", again) from None
-    except Exception as error:  # zlib.error
-        raise _refusal(path, f"is corrupt ({error})", again) from None
-    kinds = {348: nibabel.Nifti1Image, 540: nibabel.Nifti2Image}
-    sizes = {int.from_bytes(data[:4], "little"), int.from_bytes(data[:4], "big")} & set(kinds)
-    if not sizes:
-        raise _refusal(path, "is not NIfTI", "Give .nii or .nii.gz files (dcm2niix converts DICOM).")
-    try:
-        image = kinds[sizes.pop()].from_bytes(data)
-        header: Any = image.header
-        affine = image.affine
-        shape = tuple(image.shape)
-        if len(shape) < 3 or any(n != 1 for n in shape[3:]):
-            raise _refusal(path, f"is not a volume: its shape is {_by(shape)}", "Give one 3D scan per file.")
-        if 0 in shape:
-            raise _refusal(path, "holds no voxel", again)
-        if header.get_data_dtype().kind not in "iuf":
-            raise _refusal(path, f"holds {header.get_data_dtype()} values (colour or complex)", "Give scalar voxels.")
-        stored: Any = image.dataobj
-        unscaled = stored.slope == 1 and stored.inter == 0
-        array = np.asanyarray(stored) if unscaled else np.asarray(stored, np.float32)
-        array = array.reshape(shape[:3])
-    except NemesisError:
-        raise
-    except Exception as error:  # nibabel raises many kinds, and a damaged header leads anywhere
-        raise _refusal(path, f"cannot be read as NIfTI ({type(error).__name__}: {error})", again) from None
-    if header["sform_code"] == 0 and header["qform_code"] == 0:
-        what = "does not say how the patient lies (sform and qform codes are 0), so left and right are unknown"
-        raise _refusal(path, what, "Convert it from the source again, or set its sform if you know it.")
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or not all(SPACINGS[0] <= s <= SPACINGS[1] for s in spacing):
-        raise _refusal(path, f"has an implausible voxel size ({_by(np.round(spacing, 4))} mm)", "Mend its header.")
-    orientation = turn.io_orientation(affine)
-    if np.isnan(orientation).any() or abs(np.linalg.det(affine[:3, :3] / spacing)) < 0.1:
-        raise _refusal(path, "its affine collapses the volume", "Mend its header.")
-    stored_affine, affine = affine, affine @ turn.inv_ornt_aff(orientation, shape[:3])
-    array = turn.apply_orientation(array, orientation).transpose(2, 0, 1)
-    x, y, z = (float(s) for s in np.linalg.norm(affine[:3, :3], axis=0))
-    return np.ascontiguousarray(array), (z, x, y), affine, stored_affine
-
-
-def _refusal(path: Path, what: str, remedy: str) -> NemesisError:
-    return NemesisError(Fault(str(path), what, remedy))
-
-
-def _by(shape: Any) -> str:
-    return "×".join(str(n) for n in shape)
+        return np.empty(shape, dtype)
+    except MemoryError:
+        what = f"does not fit into memory ({by(shape)} voxels)"
+        raise refusal(path, what, "Read it where more memory is free, or with fewer workers.") from None

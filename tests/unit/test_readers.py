@@ -96,9 +96,9 @@ def test_truncated_files(tmp_path, kept):
 def test_truncated_uncompressed_and_other_files(tmp_path):
     path = save(tmp_path / "scan.nii", body())
     path.write_bytes(path.read_bytes()[:-100])
-    assert "cannot be read as NIfTI" in fault(read_volume, path)
+    assert "is truncated (it ends in plane 20 of 20)" in fault(read_volume, path)
     path.write_bytes(b"\x89PNG....")
-    assert "is not NIfTI" in fault(read_volume, path)
+    assert "is not NIfTI, NRRD or MetaImage but a PNG picture" in fault(read_volume, path)
     assert "No such file" in fault(read_volume, tmp_path / "nothing.nii.gz")
     assert "cannot be read" in fault(read_volume, tmp_path)
 
@@ -227,7 +227,9 @@ def test_real_scans_are_ct_and_their_label_maps_are_not():
     scans = [*REAL.glob("ct*/*/image.nii.gz"), *sorted(REAL.glob("openkbp/imagesTr/*.nii.gz"))[::10]]
     assert len(scans) > 8
     for path in scans:
-        read_volume(path)
+        hu = read_volume(path).hu
+        assert "it is inverted" in not_ct(-hu)
+        assert "rescale intercept (−1024) was not applied" in not_ct(np.maximum(hu, -1024) + np.int16(1024))
     for path in REAL.glob("ct/*/label*.nii.gz"):
         assert "no value is negative" in fault(read_volume, path)
 
