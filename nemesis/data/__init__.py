@@ -1,3 +1,3 @@
 """From raw scans to superpatches: listing, ingestion, pools and crops."""
 
-VERSION: int = 1  # raise whenever the same raw scans give other stored volumes, other pools or other crops
+VERSION: int = 2  # raise whenever the same raw scans give other stored volumes, other pools or other crops

@@ -1,38 +1,42 @@
-"""From raw scans to the store, and the gate that stops everything before training if a single scan is faulty.
+"""From raw scans to the store: every case is read, checked, prepared and stored, or its verdict says what is wrong with it.
 
-Ingestion never raises on a bad scan: its verdict says what is wrong. Each case leaves a small record beside its
-volumes, so that an interrupted ingestion goes on where it was; the verdicts are written when every case has one.
+Ingestion never raises on a bad scan. Each case leaves a small record beside its volumes, so that an interrupted ingestion goes on
+where it was, and a case that has not changed is not read again; the verdicts are written when every case has one. What depends on
+the window, the floor or the superpatch is told of the stored volume: another one of these reads no raw scan.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
-import math
-import multiprocessing
 import os
-import threading
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nemesis.config import Dataset, PhantomCohort, Preparation
+from nemesis.config import Preparation
 from nemesis.data import VERSION
+from nemesis.data.anatomy import suspicions, unknown_numbers
 from nemesis.data.cases import Case, read_manifest
-from nemesis.data.readers import SMALLEST, Volume, read_labels, read_volume, resample
-from nemesis.data.store import write_volume
-from nemesis.data.superpatches import brightest, grid_foreground
+from nemesis.data.labels import read_case
+from nemesis.data.measure import content_hash, emptiness, intensities, label_voxels, unpacked
+from nemesis.data.readers import SMALLEST, Volume, resample
+from nemesis.data.signature import signature
+from nemesis.data.store import StoredVolume, write_volume
+from nemesis.data.views import Spacing, view_name
+from nemesis.datasets import Dataset, PhantomCohort
 from nemesis.errors import Fault, NemesisError
-from nemesis.files import write_parquet, write_text
+from nemesis.files import digest, replacing, write_bytes, write_text
+from nemesis.workers import each
 
 log = logging.getLogger(__name__)
+Prepared = tuple[Volume, NDArray[Any] | None, list[str]]  # scan, label map, organs that were drawn
 
 
 @dataclass(frozen=True)
@@ -46,29 +50,57 @@ class _Task:
     volumes: Path
     preparation: Preparation
     superpatch: int
+    largest: int
+    view: Spacing | None
+
+    @property
+    def stem(self) -> str:
+        """Name of the case's files in the store."""
+        return self.case.stem + (view_name(self.view) if self.view else "")
 
     @property
     def identity(self) -> str:
-        """Stays the same as long as ingesting the case again would give the same volumes and the same verdict."""
-        settings = [self.label_numbers, self.preparation.model_dump(), self.superpatch]
-        parts = [VERSION, asdict(self.case), *settings]
+        """Stays the same as long as reading the case again would give the same volumes."""
+        parts = [VERSION, asdict(self.case), self.label_numbers, self.preparation.spacing_mm, self.view]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @property
-    def record(self) -> Path:
-        return self.volumes / f"{self.case.stem}.json"
+    def rule(self) -> str:
+        """Names the rule of what is empty."""
+        return digest([self.preparation.hu_window, self.preparation.foreground_floor])
 
-    def known_verdict(self) -> dict[str, Any] | None:
-        """The verdict of an earlier run, if the case has not changed and its volumes are there."""
+    @property
+    def where(self) -> str:
+        """The raw scan, for people."""
+        return self.case.name if self.root is None else str(self.root / self.case.image)
+
+    @property
+    def label_where(self) -> str:
+        """The raw label map, for people."""
+        return self.where if self.root is None or self.case.label is None else str(self.root / self.case.label)
+
+    def file(self, kind: str) -> Path:
+        """A file of the case in the store."""
+        return self.volumes / f"{self.stem}.{kind}"
+
+    def record(self) -> dict[str, Any] | None:
+        """What an earlier run wrote of the case, if that has not changed and its files are there."""
         try:
-            record = json.loads(self.record.read_text(encoding="utf-8"))
+            record: dict[str, Any] = json.loads(self.file("json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        if record["identity"] != self.identity:
+        if record.get("identity") != self.identity:
             return None
-        names = ["hu"] if self.case.kind == "none" else ["hu", "labels"]
-        there = all((self.volumes / f"{self.case.stem}.{name}.b2nd").is_file() for name in names)
-        return record["verdict"] if there or not record["verdict"]["ok"] else None
+        kinds = ["hu.b2nd"] if self.view else ["hu.b2nd", "signature.npy"]
+        if self.case.kind != "none" and not self.view:
+            kinds.append("labels.b2nd")
+        return record if record["faults"] or all(self.file(kind).is_file() for kind in kinds) else None
+
+    def judged(self, record: dict[str, Any]) -> bool:
+        """Whether a record says all that the verdict holds."""
+        empty = record["empty"].get(self.rule, {"foreground": {}, "brightest": {}})
+        known = str(self.superpatch) in empty["foreground"] and str(self.largest) in empty["brightest"]
+        return bool(record["faults"]) or known
 
 
 def ingest(
@@ -79,90 +111,142 @@ def ingest(
     preparation: Preparation,
     superpatch: int,
     workers: int,
+    largest: int | None = None,
+    view: Spacing | None = None,
 ) -> None:
     """Read, check, prepare and store every case of a manifest in the folder ``volumes``; write the verdicts.
 
-    Cases that an earlier, perhaps interrupted, run has dealt with are not read again. The result does not depend on
-    ``workers`` (processes). A scan of which no crop of edge ``superpatch`` reaches the foreground floor is refused.
+    Beside the verdicts, under the same name ending in `.maps`, lie the foreground maps of the good cases
+    (:meth:`nemesis.data.foreground.BlockSums.map`), one after another in the verdicts' order. Cases that an earlier, perhaps
+    interrupted, run has dealt with are not read again. The result does not depend on ``workers``.
+
+    Args:
+        manifest_path: the cases (:func:`nemesis.data.cases.write_manifest`).
+        root: folder of the raw scans; None for phantoms.
+        volumes: folder in the store.
+        verdicts_path: what is written.
+        preparation: section of the configuration.
+        superpatch: edge in voxels of the superpatches of evaluation.
+        workers: processes; a case that kills its process gets a verdict that says so. 0 does all in this one.
+        largest: largest edge that anything is trained on, None: ``superpatch``; a scan of which no crop of that edge reaches the
+            foreground floor is refused.
+        view: voxel size (D, H, W) in mm: in place of the raw scans, those in the store are read and resampled to it.
 
     Raises:
-        NemesisError: the folder cannot be written, or a worker process died. A bad scan raises nothing.
+        NemesisError: the folder cannot be written. A bad scan raises nothing.
     """
     manifest = read_manifest(manifest_path)
-    common = (manifest.dataset, manifest.label_numbers)
-    tasks = [_Task(*common, case, root, volumes, preparation, superpatch) for case in manifest.cases]
-    verdicts = {task.case.case: task.known_verdict() for task in tasks}
-    todo = [task for task in tasks if verdicts[task.case.case] is None]
-    log.info("%s: %d cases, %d to be read", manifest.dataset.name, len(tasks), len(todo))
+    common = (root, volumes, preparation, superpatch, largest or superpatch, view)
+    tasks = [_Task(manifest.dataset, manifest.label_numbers, case, *common) for case in manifest.cases]
+    records = {task.case.case: task.record() for task in tasks}
+    unread = [task for task in tasks if records[task.case.case] is None]
+    todo = [task for task in tasks if (record := records[task.case.case]) is None or not task.judged(record)]
+    log.info("%s: %d cases, %d to be read", manifest.dataset.name, len(tasks), len(unread))
     try:
-        for n, verdict in enumerate(_verdicts(todo, workers), 1):
-            verdicts[verdict["case"]] = verdict
-            log.info("%d/%d %s: %s", n, len(todo), verdict["case"], "ok" if verdict["ok"] else "refused")
-        content = {
-            "volumes": Path(os.path.relpath(volumes, verdicts_path.parent)).as_posix(),
-            "cases": [verdicts[task.case.case] for task in tasks],
-        }
-        write_text(verdicts_path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        for n, (task, record) in enumerate(each(_ingest_case, todo, workers), 1):
+            records[task.case.case] = found = record or _killed(task)
+            log.info("%d/%d %s: %s", n, len(todo), task.case.case, "refused" if found["faults"] else "ok")
+        _write_verdicts(((task, record) for task in tasks if (record := records[task.case.case])), volumes, verdicts_path)
     except OSError as error:
         what = f"cannot be written ({error.strerror or error})"
         raise NemesisError(Fault(str(volumes), what, "Make room there and run again: what is done is kept.")) from None
-    except BrokenProcessPool:
-        what = "a worker process died, perhaps for want of memory"
-        raise NemesisError(Fault(str(volumes), what, "Run again with fewer workers: what is done is kept.")) from None
 
 
-def _verdicts(todo: list[_Task], workers: int) -> Any:
-    if min(workers, len(todo)) <= 1:
-        yield from map(_ingest_case, todo)
-        return
-    # Spawned, not forked: the caller may hold threads (BLAS, Blosc2) that a fork would leave locked.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(todo)), context, initializer=_die_with_parent) as pool:
-        futures = [pool.submit(_ingest_case, task) for task in todo]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+def _write_verdicts(records: Iterable[tuple[_Task, dict[str, Any]]], volumes: Path, path: Path) -> None:
+    cases = []
+    with replacing(path.with_suffix(".maps")) as temporary, temporary.open("wb") as maps:
+        for task, record in records:
+            cases.append(_verdict(task, record))
+            if cases[-1]["ok"]:
+                maps.write(unpacked(record["empty"][task.rule]["map"]))
+    content = {"volumes": Path(os.path.relpath(volumes, path.parent)).as_posix(), "cases": cases}
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def _die_with_parent() -> None:
-    """Without this, workers whose parent was killed with -9 would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
+def _verdict(task: _Task, record: dict[str, Any]) -> dict[str, Any]:
+    """What is told of a case: its scan as stored, or what is wrong with it."""
+    case, preparation = task.case, task.preparation
+    verdict: dict[str, Any] = {"dataset": case.dataset, "case": case.case, "patient": case.patient}
+    verdict |= {"kind": "none" if task.view else case.kind, "stem": task.stem}
+    verdict |= {"fingerprint": case.fingerprint, "label_fingerprint": case.label_fingerprint}
+    verdict |= {"faults": record["faults"], **record["volume"]}
+    if not record["faults"]:
+        empty = record["empty"][task.rule]
+        verdict |= {"hu_window": list(preparation.hu_window), "foreground": empty["foreground"][str(task.superpatch)]}
+        share = empty["brightest"][str(task.largest)]
+        if share < preparation.foreground_floor:
+            what = f"is empty: even its brightest superpatch of {task.largest} voxels has a mean of {share:.3f} after windowing"
+            remedy = f"Look at the scan: is it HU, and of a body? The foreground floor is {preparation.foreground_floor}."
+            verdict["faults"] = [asdict(Fault(task.where, what, remedy))]
+    return verdict | {"ok": not verdict["faults"]}
 
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+def _killed(task: _Task) -> dict[str, Any]:
+    """The record of a case of which nothing can be known; it is not kept, so that the next run tries again."""
+    what = "reading it killed its process, even alone: it is larger than the memory that is left, or crashes its decoder"
+    remedy = "Make more memory free and run again with --forcerun ingest_scans."
+    return {"faults": [asdict(Fault(task.where, what, remedy))], "volume": {}, "empty": {}}
 
 
 def _ingest_case(task: _Task) -> dict[str, Any]:
-    case = task.case
-    verdict: dict[str, Any] = {"dataset": case.dataset, "case": case.case, "patient": case.patient, "kind": case.kind}
-    verdict["stem"] = case.stem
-    verdict |= {"fingerprint": case.fingerprint, "label_fingerprint": case.label_fingerprint, "ok": True, "faults": []}
-    try:
-        volume, labels, annotated = _phantom(task) if isinstance(task.dataset, PhantomCohort) else _files(task)
-        if task.preparation.spacing_mm is not None:
-            volume, labels = resample(volume, labels, task.preparation.spacing_mm)
-        verdict |= _measure(task, volume)
-        if labels is not None:
-            counts = _label_voxels(labels)
-            numbers = task.label_numbers
-            verdict["voxels"] = {organ: int(counts[n]) if n < len(counts) else 0 for organ, n in numbers.items()}
-        verdict["annotated"] = annotated
-        write_volume(task.volumes, f"{case.stem}.hu", volume.hu)
-        if labels is not None:
-            write_volume(task.volumes, f"{case.stem}.labels", labels)
-    except NemesisError as error:
-        verdict |= {"ok": False, "faults": [asdict(fault) for fault in error.faults]}
-    write_text(task.record, json.dumps({"identity": task.identity, "verdict": verdict}, ensure_ascii=False))
-    return verdict
+    """The record of a case, which is kept in the store beside its volumes."""
+    record, hu = task.record(), None
+    if record is None:
+        record = {"identity": task.identity, "faults": [], "volume": {}, "empty": {}}
+        try:
+            volume, record["volume"] = _store(task)
+            hu = volume.hu
+        except NemesisError as error:
+            record["faults"] = [asdict(fault) for fault in error.faults]
+    if not task.judged(record):
+        hu = StoredVolume(task.file("hu.b2nd")).whole() if hu is None else hu
+        window, floor = task.preparation.hu_window, task.preparation.foreground_floor
+        known = record["empty"].get(task.rule, {"foreground": {}, "brightest": {}})
+        found = emptiness(hu, window, floor, [task.superpatch], [task.largest])
+        record["empty"][task.rule] = {
+            "map": found["map"], **{name: {**known[name], **found[name]} for name in ("foreground", "brightest")},
+        }  # fmt: skip
+    write_text(task.file("json"), json.dumps(record, ensure_ascii=False))
+    return record
 
 
-Prepared = tuple[Volume, NDArray[Any] | None, list[str]]
+def _store(task: _Task) -> tuple[Volume, dict[str, Any]]:
+    """Read and prepare a case and put it into the store; the scan, and what its record says of it.
+
+    Raises:
+        NemesisError: with all that is wrong with scan and label map.
+    """
+    source = _stored if task.view else _phantom if isinstance(task.dataset, PhantomCohort) else _files
+    volume, labels, annotated = source(task)
+    spacing = task.view or task.preparation.spacing_mm
+    if spacing is not None:
+        volume, labels = resample(volume, labels, spacing)
+    if min(volume.hu.shape) < SMALLEST:
+        what = f"is too small after resampling ({'×'.join(map(str, volume.hu.shape))} voxels)"
+        raise NemesisError(Fault(task.where, what, "Choose a smaller `spacing_mm`."))
+    found = {
+        "shape": list(volume.hu.shape),
+        "spacing": [float(s) for s in volume.spacing],
+        "affine": [float(x) for x in volume.affine.ravel()],
+        **intensities(volume.hu),
+        "content_hash": content_hash(volume.hu),
+        "annotated": annotated,
+        "notes": list(volume.notes),
+        "suspicions": [],
+    }
+    if labels is not None:
+        counts = label_voxels(labels)
+        found["notes"] += unknown_numbers(counts, task.label_numbers)
+        against = suspicions(task.label_where, labels, volume.hu, volume.spacing, task.label_numbers)
+        found["suspicions"] = [asdict(fault) for fault in against]
+        found["voxels"] = {organ: int(counts[n]) if n < len(counts) else 0 for organ, n in task.label_numbers.items()}
+        write_volume(task.volumes, f"{task.stem}.labels", labels)
+    if not task.view:
+        buffer = io.BytesIO()
+        np.save(buffer, signature(volume.hu, volume.spacing))
+        write_bytes(task.file("signature.npy"), buffer.getvalue())
+    write_volume(task.volumes, f"{task.stem}.hu", volume.hu)
+    return volume, found
 
 
 def _phantom(task: _Task) -> Prepared:
@@ -175,116 +259,18 @@ def _phantom(task: _Task) -> Prepared:
     return Volume(subject.hu, subject.spacing, subject.affine), subject.labels, annotated
 
 
+def _stored(task: _Task) -> Prepared:
+    """The scan as it is in the store, without its labels."""
+    base = replace(task, view=None)
+    record = base.record()
+    if record is None or record["faults"]:
+        what = "is not in the store, of which a view was to be made"
+        raise NemesisError(Fault(task.where, what, "Run the workflow again from its data rules."))
+    volume = record["volume"]
+    affine = np.array(volume["affine"], np.float64).reshape(4, 4)
+    return Volume(StoredVolume(base.file("hu.b2nd")).whole(), tuple(volume["spacing"]), affine), None, []
+
+
 def _files(task: _Task) -> Prepared:
-    """Scan, label map and organs drawn; the faults of both files are told together."""
-    case, root, numbers = task.case, task.root, task.label_numbers
-    assert root is not None
-    faults: list[Fault] = []
-    volume: Volume | None = None
-    labels: NDArray[Any] | None = None
-    try:
-        volume = read_volume(root / case.image)
-    except NemesisError as error:
-        faults += error.faults
-    if case.label is not None:
-        try:
-            labels = read_labels(root / case.label, volume)
-            found = {int(n) for n in np.flatnonzero(_label_voxels(labels)[1:]) + 1}
-            declared = case.kind == "exhaustive" or bool(case.annotated)  # then an empty map says: none of them is here
-            if not found & set(numbers.values()) and (found or not declared):
-                only = ", ".join(str(n) for n in sorted(found)) or "background"
-                what = f"holds none of the label numbers {', '.join(map(str, numbers.values()))}, only {only}"
-                remedy = "Correct the numbers (`label_numbers`, dataset.json), or remove the map if nothing is drawn."
-                faults.append(Fault(str(root / case.label), what, remedy))
-        except NemesisError as error:
-            faults += error.faults
-    if faults or volume is None:
-        raise NemesisError(faults)
-    if labels is None:
-        annotated: list[str] = []
-    elif case.annotated is not None:
-        annotated = list(case.annotated)
-    else:
-        annotated = [organ for organ, number in numbers.items() if case.kind == "exhaustive" or number in found]
-    return volume, labels, annotated
-
-
-def _label_voxels(labels: NDArray[Any]) -> NDArray[np.int64]:
-    """Voxels of each number from 0 to the highest that occurs; plane by plane, for bincount widens what it counts."""
-    top = int(labels.max())
-    counts = np.zeros(top + 1, np.int64)
-    for plane in labels:
-        counts += np.bincount(plane.ravel(), minlength=top + 1)
-    return counts
-
-
-def _measure(task: _Task, volume: Volume) -> dict[str, Any]:
-    """Figures of a prepared scan, and the refusal of one that would never yield a crop."""
-    hu, edge, window, floor = volume.hu, task.superpatch, task.preparation.hu_window, task.preparation.foreground_floor
-    where = task.case.name if task.root is None else str(task.root / task.case.image)
-    if min(hu.shape) < SMALLEST:
-        what = f"is too small after resampling ({'×'.join(map(str, hu.shape))} voxels)"
-        raise NemesisError(Fault(where, what, "Choose a smaller `preparation.spacing_mm`."))
-    _, share = brightest(hu, edge, window)
-    if share < floor:
-        what = f"is empty: even its brightest superpatch of {edge} voxels has a mean of {share:.3f} after windowing"
-        remedy = f"Look at the scan: is it HU, and of a body? The foreground floor is {floor}."
-        raise NemesisError(Fault(where, what, remedy))
-    total = sum(int(plane.sum(dtype=np.int64)) for plane in hu)
-    squares = sum(int(np.square(plane, dtype=np.int64).sum()) for plane in hu)
-    digest = hashlib.sha256(repr(hu.shape).encode())
-    digest.update(np.ascontiguousarray(hu, "<i2").data)
-    return {
-        "shape": list(hu.shape),
-        "spacing": [float(s) for s in volume.spacing],
-        "affine": [float(x) for x in volume.affine.ravel()],
-        "hu_mean": total / hu.size,
-        "hu_std": math.sqrt(hu.size * squares - total**2) / hu.size,
-        "hu_min": int(hu.min()),
-        "hu_max": int(hu.max()),
-        "foreground": float((grid_foreground(hu, edge, window) >= floor).mean()),
-        "content_hash": digest.hexdigest(),
-    }
-
-
-def check(verdict_paths: Sequence[Path], out: Path) -> None:
-    """The gate: write the index of all datasets' scans, or stop with every fault of every one of them.
-
-    The index is a Parquet file of one row per case, sorted by dataset and case: dataset, case, patient, kind, annotated
-    (names of the organs drawn), store (path of its volumes without their endings, relative to the index), shape (voxels)
-    and spacing (mm), both (D, H, W), affine (16 numbers, row by row, of the RAS array), hu_mean, hu_std, hu_min, hu_max,
-    foreground (share of grid superpatches that are not empty), content_hash (sha256 of the HU), fingerprint,
-    label_fingerprint. Equal stores give equal bytes.
-
-    Raises:
-        NemesisError: with every fault of every refused scan.
-    """
-    import pyarrow as pa
-
-    rows: list[dict[str, Any]] = []
-    faults: list[Fault] = []
-    for path in verdict_paths:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        volumes = Path(os.path.relpath(path.parent / content["volumes"], out.parent))
-        for verdict in content["cases"]:
-            for fault in verdict["faults"]:
-                remedy = f"{fault['remedy']} Or go on without it: `exclude: [{verdict['dataset']}/{verdict['case']}]`."
-                faults.append(Fault(fault["where"], fault["what"], remedy))
-            rows.append(verdict | {"store": (volumes / verdict["stem"]).as_posix()})
-    if faults:
-        raise NemesisError(faults)
-    rows.sort(key=lambda row: (row["dataset"], row["case"]))
-    text, number, whole = pa.string(), pa.float64(), pa.int64()
-    columns = {
-        "dataset": text,
-        "case": text,
-        "patient": text,
-        "kind": text,
-        "annotated": pa.list_(text),
-        "store": text,
-    }
-    columns |= {"shape": pa.list_(whole), "spacing": pa.list_(number), "affine": pa.list_(number)}
-    columns |= {"hu_mean": number, "hu_std": number, "hu_min": whole, "hu_max": whole, "foreground": number}
-    columns |= {"content_hash": text, "fingerprint": text, "label_fingerprint": text}
-    schema = pa.schema(list(columns.items()))
-    write_parquet(out, pa.Table.from_pylist(rows, schema=schema))
+    assert task.root is not None
+    return read_case(task.dataset, task.case, task.root, task.label_numbers)

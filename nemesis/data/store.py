@@ -1,9 +1,16 @@
-"""Volumes on disk: a chunked, compressed file each (Blosc2, LZ4), of which a crop reads only the blocks it touches."""
+"""Volumes on disk: a chunked, compressed file each, of which a crop reads only the blocks it touches.
+
+Blosc2 with its bits shuffled, for the noise of CT fills the low ones and the high ones shrink to nothing, and LZ4, which unpacks
+fastest: a random crop of 128³ comes some hundred times faster than the whole `.nii.gz` is read (`benchmarks/loading.py`), from a
+smaller file. Where much is constant (scans masked to the body, label maps) Zstandard takes far less room, and is taken.
+"""
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +18,69 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemesis.errors import Fault, NemesisError
-from nemesis.files import write_bytes
+from nemesis.files import replacing
 
 AIR = -1024  # HU that padding is filled with
-CHUNK, BLOCK = 64, 16  # edges in voxels; small blocks waste least where a crop cuts them
+CHUNK = 64  # voxels; edge of what is compressed by itself
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """A codec and a filter of Blosc2, by name; ``block``: edge in voxels of what is unpacked together."""
+
+    codec: str
+    level: int
+    shuffle: str
+    block: int
+
+
+FAST = _Packing("LZ4HC", 9, "BITSHUFFLE", 16)  # small blocks waste least where a crop cuts them
+SMALL = _Packing("ZSTD", 5, "SHUFFLE", 32)
+WORTH = 0.85  # size, as a share of that of FAST, from which on SMALL's slower crops are worth it
+SAMPLED = 12  # chunks, about, that both are tried on
 
 
 def write_volume(folder: Path, name: str, array: NDArray[Any]) -> None:
-    """Store an integer array (D, H, W) as ``<folder>/<name>.b2nd``, atomically; equal arrays give equal bytes."""
+    """Store an integer array (D, H, W) as ``<folder>/<name>.b2nd``, atomically; equal arrays give equal bytes.
+
+    Compressed chunk by chunk into the file: memory for one chunk is all it takes.
+
+    Raises:
+        OSError: the disk is full, or something else keeps the file from being written.
+    """
+    array = np.ascontiguousarray(array)
+    packing = _packing_for(array)
+    with replacing(folder / f"{name}.b2nd") as temporary:
+        try:
+            _pack(array, packing, urlpath=str(temporary), mode="w")
+        except RuntimeError as error:  # all that Blosc2 says of a write that failed
+            raise OSError(f"is there room? Blosc2: {error}") from None
+
+
+def _pack(array: NDArray[Any], packing: _Packing, **where: str) -> Any:
     import blosc2
 
     chunks = tuple(min(CHUNK, n) for n in array.shape)
-    stored = blosc2.asarray(
-        np.ascontiguousarray(array),
-        chunks=chunks,
-        blocks=tuple(min(BLOCK, n) for n in chunks),
-        cparams=blosc2.CParams(codec=blosc2.Codec.LZ4, clevel=5, nthreads=1),
+    compression = blosc2.CParams(
+        codec=blosc2.Codec[packing.codec],
+        clevel=packing.level,
+        filters=[blosc2.Filter[packing.shuffle]],
+        splitmode=blosc2.SplitMode.NEVER_SPLIT,
+        nthreads=1,
     )
-    write_bytes(folder / f"{name}.b2nd", stored.to_cframe())
+    blocks = tuple(min(packing.block, n) for n in chunks)
+    return blosc2.asarray(array, chunks=chunks, blocks=blocks, cparams=compression, **where)
+
+
+def _packing_for(array: NDArray[Any]) -> _Packing:
+    """``SMALL`` where it makes much less of some chunks from all over the array."""
+    starts = list(itertools.product(*(range(0, n, CHUNK) for n in array.shape)))
+    sizes = dict.fromkeys((FAST, SMALL), 0)
+    for start in starts[:: -(-len(starts) // SAMPLED)]:
+        chunk = np.ascontiguousarray(array[tuple(slice(first, first + CHUNK) for first in start)])
+        for packing in sizes:
+            sizes[packing] += _pack(chunk, packing).schunk.cbytes
+    return SMALL if sizes[SMALL] < WORTH * sizes[FAST] else FAST
 
 
 class StoredVolume:
@@ -57,7 +109,7 @@ class StoredVolume:
                 what = "is missing from the store"
                 remedy = "Make it again: snakemake <your arguments> --forcerun ingest_scans --until check_cohort"
                 raise NemesisError(Fault(str(self.path), what, remedy))
-            # Not mapped into memory: a mapping holds a file descriptor, and cohorts have thousands of volumes.
+            # not mapped into memory: no faster, and a file cut short under a mapping kills the process
             self._handle = blosc2.open(str(self.path), mode="r", dparams=blosc2.DParams(nthreads=1))
         return self._handle
 

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from nemesis.data.superpatches import Scans, draw_crop
+from nemesis.config import Sampling
+from nemesis.data.scans import Scans
+from nemesis.data.superpatches import draw_crop
+
+AHEAD = 2  # batches that are cut while the device computes, where no process does
+
+Batch = tuple[Tensor, Tensor]
 
 
-class Crops(Dataset[tuple[Tensor, int]]):
-    """Crop ``number`` as int16 HU (1, D, H, W), with its number."""
+class Crops(Dataset[Batch]):
+    """Crops of these numbers as int16 HU (B, 1, D, H, W), with the numbers (B,)."""
 
-    def __init__(self, scans: Scans, edge: int, seed: int) -> None:
-        self.scans, self.edge, self.seed = scans, edge, seed
+    def __init__(self, scans: Scans, edge: int, seed: int, sampling: Sampling) -> None:
+        self.scans, self.edge, self.seed, self.sampling = scans, edge, seed, sampling
 
-    def __getitem__(self, number: int) -> tuple[Tensor, int]:
-        crop = draw_crop(self.scans, self.edge, self.seed, number)
-        return torch.from_numpy(np.ascontiguousarray(crop))[None], number
+    def __getitem__(self, numbers: list[int]) -> Batch:
+        crops = [draw_crop(self.scans, self.edge, self.seed, number, self.sampling) for number in numbers]
+        return torch.from_numpy(np.stack(crops))[:, None], torch.tensor(numbers)
 
 
 class RankBatches(Sampler[list[int]]):
@@ -38,9 +46,31 @@ class RankBatches(Sampler[list[int]]):
         return self.steps - self.first_step
 
 
-def crop_loader(crops: Crops, batches: RankBatches, workers: int, pin: bool) -> DataLoader[Any]:
-    """Batches of (int16 HU (B, 1, D, H, W), crop numbers (B,))."""
-    return DataLoader(
-        crops, batch_sampler=batches, num_workers=workers, pin_memory=pin, persistent_workers=False,
-        prefetch_factor=4 if workers else None,
-    )  # fmt: skip
+def crop_loader(crops: Crops, batches: RankBatches, workers: int, pin: bool) -> Iterable[Batch]:
+    """Batches of (int16 HU (B, 1, D, H, W), crop numbers (B,)), cut by ``workers`` processes; by a thread where that is 0."""
+    if not workers:
+        return _ByThread(crops, batches, pin)
+    return DataLoader(crops, sampler=batches, batch_size=None, num_workers=workers, pin_memory=pin, prefetch_factor=4)
+
+
+class _ByThread:
+    """Some batches ahead of the device: cutting is left to another thread, so that hardly a step waits for its crops."""
+
+    def __init__(self, crops: Crops, batches: RankBatches, pin: bool) -> None:
+        self.crops, self.batches, self.pin = crops, batches, pin
+
+    def _cut(self, numbers: list[int]) -> Batch:
+        hu, which = self.crops[numbers]
+        return (hu.pin_memory(), which.pin_memory()) if self.pin else (hu, which)
+
+    def __iter__(self) -> Iterator[Batch]:
+        numbers = iter(self.batches)
+        with ThreadPoolExecutor(1) as thread:
+            try:
+                waiting = deque(thread.submit(self._cut, some) for some in islice(numbers, AHEAD))
+                while waiting:
+                    batch = waiting.popleft().result()
+                    waiting.extend(thread.submit(self._cut, some) for some in islice(numbers, 1))
+                    yield batch
+            finally:
+                thread.shutdown(cancel_futures=True)

@@ -14,13 +14,14 @@ from filelock import FileLock, Timeout
 from lightning.fabric import Fabric
 from torch import nn
 
-from nemesis.config import Preparation, Pretraining
-from nemesis.data.superpatches import Scans
+from nemesis.config import Augmentation, Preparation, Pretraining
+from nemesis.data.scans import Scans
 from nemesis.errors import Fault, NemesisError, TrainingError
 from nemesis.files import write_text
 from nemesis.method import Batch, Method, create
 from nemesis.models.checkpoint import save_weights
 from nemesis.models.keyed import Keys, seed_at
+from nemesis.training.augmentation import draw_moves, shifted
 from nemesis.training.crops import Crops, RankBatches, crop_loader
 from nemesis.training.device import device_for, peak_memory_mib, resolve_precision, set_threads
 from nemesis.training.live import LiveCurve
@@ -28,6 +29,7 @@ from nemesis.training.progress import TrainingProgress
 from nemesis.training.schedule import learning_rate
 from nemesis.training.state import load_state, save_state
 
+NONE = Augmentation()
 LOG_EVERY = 10  # steps whose mean makes one point of the curve; the host waits for the device only then
 
 
@@ -147,7 +149,7 @@ class _Training:
         self.first = self._resume()
         self.last = recipe.steps if until is None else max(self.first, min(at_point(until), recipe.steps))
         self.batches = RankBatches(self.first, self.last, recipe.batch_size, self.fabric.global_rank, self.fabric.world_size)
-        crops = Crops(scans, method.draw().edge, seed)
+        crops = Crops(scans, method.draw().edge, seed, recipe.sampling)
         self.loader = crop_loader(crops, self.batches, workers, pin=device.type == "cuda")
 
     def _resume(self) -> int:
@@ -194,10 +196,14 @@ class _Training:
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
                 voxels = ((fabric.to_device(hu).float() - self.low) / self.width).clamp_(0.0, 1.0)
-                index = fabric.to_device(numbers) - step * recipe.batch_size
+                place = numbers - step * recipe.batch_size
+                keys = Keys(self.seed, step, fabric.to_device(place))
+                if recipe.augmentation != NONE:
+                    voxels = draw_moves(Keys(self.seed, step, place), recipe.augmentation)(voxels)
+                    voxels = shifted(voxels, keys, recipe.augmentation)
                 # what a library's dropout draws must not depend on what was drawn before an interruption
                 torch.manual_seed(seed_at(self.seed, step, fabric.global_rank))
-                loss = self.method.pretext_loss(self.wrapped, Batch(voxels, Keys(self.seed, step, index)))
+                loss = self.method.pretext_loss(self.wrapped, Batch(voxels, keys))
                 self.optimizer.zero_grad(set_to_none=True)
                 fabric.backward(loss.total)
                 fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=recipe.clip_norm, error_if_nonfinite=False)

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +13,17 @@ import pytest
 from pyarrow import parquet
 from small_scans import RAS, body, organs, save
 
-from nemesis.config import NiftiFolder, PhantomCohort, Preparation
+from nemesis.config import Preparation
 from nemesis.data import ingest as module
-from nemesis.data.cases import label_numbers, list_cases, write_manifest
-from nemesis.data.ingest import check, ingest
+from nemesis.data.cases import write_manifest
+from nemesis.data.foreground import BlockSums
+from nemesis.data.gate import write_index
+from nemesis.data.ingest import ingest
+from nemesis.data.listings import label_numbers, list_cases
 from nemesis.data.phantom import make_subject
+from nemesis.data.readers import Volume, resample
 from nemesis.data.store import StoredVolume
+from nemesis.datasets import PhantomCohort, ScanFiles
 from nemesis.errors import NemesisError
 
 ORGANS = {"liver": 1, "aorta": 2, "spleen": 3}
@@ -25,7 +31,7 @@ ORGANS = {"liver": 1, "aorta": 2, "spleen": 3}
 
 def dataset(name="ct"):
     labels = {"exhaustive": "{case}/label.nii.gz"}
-    return NiftiFolder(reader="nifti", name=name, labels=labels, label_numbers=ORGANS)
+    return ScanFiles(reader="files", name=name, labels=labels, label_numbers=ORGANS)
 
 
 def raw_scans(root, cases):
@@ -34,10 +40,10 @@ def raw_scans(root, cases):
         save(root / case / "label.nii.gz", organs(), "LPS")
 
 
-def run(root, out, some=None, preparation=Preparation(), superpatch=16, workers=1, exclude=()):  # noqa: B008 - frozen
+def run(root, out, some=None, preparation=Preparation(), superpatch=16, workers=0, exclude=(), largest=None):  # noqa: B008 - frozen
     some = some or dataset()
     write_manifest(out / "manifest.json", some, list_cases(some, root, exclude), label_numbers(some, root))
-    ingest(out / "manifest.json", root, out / "store", out / "store/verdicts.json", preparation, superpatch, workers)
+    ingest(out / "manifest.json", root, out / "store", out / "store/verdicts.json", preparation, superpatch, workers, largest)
     return {verdict["case"]: verdict for verdict in json.loads((out / "store" / "verdicts.json").read_text())["cases"]}
 
 
@@ -94,7 +100,7 @@ def test_faulty_scans_are_all_named_and_good_ones_are_kept(tmp_path):
     verdicts = run(raw, tmp_path)
     assert [case for case, verdict in verdicts.items() if verdict["ok"]] == ["good"]
     with pytest.raises(NemesisError) as caught:
-        check([tmp_path / "store/verdicts.json"], tmp_path / "index.parquet")
+        write_index([tmp_path / "store/verdicts.json"], tmp_path / "index.parquet")
     told = {fault.where: str(fault) for fault in caught.value.faults}
     assert not (tmp_path / "index.parquet").exists()
     assert len(caught.value.faults) == len(told) == 7
@@ -108,7 +114,7 @@ def test_faulty_scans_are_all_named_and_good_ones_are_kept(tmp_path):
 
     exclude = [f"ct/{case}" for case in verdicts if case != "good"]
     run(raw, tmp_path, exclude=exclude)
-    check([tmp_path / "store/verdicts.json"], tmp_path / "index.parquet")
+    write_index([tmp_path / "store/verdicts.json"], tmp_path / "index.parquet")
     assert parquet.read_table(tmp_path / "index.parquet")["case"].to_pylist() == ["good"]
 
 
@@ -118,7 +124,7 @@ def test_faults_of_several_datasets_are_told_at_once(tmp_path):
         (tmp_path / name / "raw/b/image.nii.gz").write_bytes(b"")
         run(tmp_path / name / "raw", tmp_path / name, dataset(name))
     with pytest.raises(NemesisError) as caught:
-        check([tmp_path / name / "store/verdicts.json" for name in ("two", "one")], tmp_path / "index.parquet")
+        write_index([tmp_path / name / "store/verdicts.json" for name in ("two", "one")], tmp_path / "index.parquet")
     assert len(caught.value.faults) == 2
 
 
@@ -135,8 +141,90 @@ def test_only_what_changed_is_read_again(tmp_path, counted):
     next((tmp_path / "store").glob("a-*.labels.b2nd")).unlink()
     run(raw, tmp_path)
     assert counted[4:] == ["a"]
-    run(raw, tmp_path, preparation=Preparation(hu_window=(-100.0, 200.0)))
+    run(raw, tmp_path, preparation=Preparation(spacing_mm=(2.0, 2.0, 2.0)))
     assert counted[5:] == ["a", "b", "c"]
+
+
+def test_another_window_floor_or_superpatch_reads_no_raw_scan(tmp_path, counted):
+    raw = tmp_path / "raw"
+    raw_scans(raw, ["a", "b"])
+    first = run(raw, tmp_path, superpatch=5)
+    wide, high = Preparation(hu_window=(-1300.0, 1000.0)), Preparation(foreground_floor=0.4)
+    others = [{"preparation": wide}, {"preparation": high}, {"superpatch": 7}, {"largest": 16}]
+    others = [{"superpatch": 5, **other} for other in others]
+    told = [run(raw, tmp_path, **other) for other in others]
+    assert counted == ["a", "b"]
+    for kept in ("shape", "content_hash", "hu_histogram", "voxels"):
+        assert all(verdicts["a"][kept] == first["a"][kept] for verdicts in told)
+    shares = [verdicts["a"]["foreground"] for verdicts in (first, *told)]
+    assert shares[0] == shares[4] and len(set(shares)) == 4
+    shutil.rmtree(raw)
+    fresh = tmp_path / "fresh"
+    raw_scans(fresh / "raw", ["a", "b"])
+    for n, (other, verdicts) in enumerate(zip(others, told, strict=True)):
+        assert run(fresh / "raw", fresh / str(n), **other) == verdicts, other
+    records = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "store").glob("*-*.json")}
+    run(fresh / "raw", tmp_path, **others[0])
+    assert {
+        path.name: path.stat().st_mtime_ns for path in (tmp_path / "store").glob("*-*.json")
+    } == records  # what was told is kept
+
+
+def test_what_the_largest_superpatch_refuses_another_keeps(tmp_path, counted):
+    raw = tmp_path / "raw"
+    hu = np.full((40, 40, 40), -1000, np.int16)
+    hu[:9, :9, :9] = 60
+    save(raw / "a" / "image.nii.gz", hu)
+    some = ScanFiles(reader="files", name="ct", label_numbers=ORGANS)
+    assert run(raw, tmp_path, some, superpatch=8)["a"]["ok"]
+    refused = run(raw, tmp_path, some, superpatch=8, largest=40)["a"]
+    assert not refused["ok"] and "even its brightest superpatch of 40 voxels" in refused["faults"][0]["what"]
+    assert run(raw, tmp_path, some, superpatch=8)["a"]["ok"] and counted == ["a"]
+
+
+def test_one_more_case_is_all_that_is_read(tmp_path, counted):
+    raw_scans(tmp_path / "raw", ["b", "c"])
+    run(tmp_path / "raw", tmp_path)
+    raw_scans(tmp_path / "raw", ["b", "c", "a"][2:])
+    run(tmp_path / "raw", tmp_path)
+    assert counted == ["b", "c", "a"]
+
+
+def test_a_case_that_kills_its_process_is_refused_and_tried_again_by_the_next_run(tmp_path, monkeypatch, counted):
+    raw_scans(tmp_path / "raw", ["a", "b"])
+    plain = module.each
+
+    def killed(function, tasks, workers):
+        yield from plain(function, [task for task in tasks if task.case.case != "b"], workers)
+        yield next(task for task in tasks if task.case.case == "b"), None
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "each", killed)
+        verdicts = run(tmp_path / "raw", tmp_path)
+    assert verdicts["a"]["ok"] and "killed its process" in verdicts["b"]["faults"][0]["what"]
+    assert verdicts["b"]["faults"][0]["where"] == str(tmp_path / "raw/b/image.nii.gz")
+    assert run(tmp_path / "raw", tmp_path)["b"]["ok"] and counted == ["a", "b"]
+
+
+def test_a_view_is_the_stored_scan_at_another_spacing(tmp_path, counted):
+    raw_scans(tmp_path / "raw", ["a", "b"])
+    run(tmp_path / "raw", tmp_path)
+    shutil.rmtree(tmp_path / "raw")
+    spacing = (1.5, 1.0, 3.0)
+    views = tmp_path / "store/views.json"
+    for _ in range(2):
+        arguments = (tmp_path / "manifest.json", None, tmp_path / "store", views, Preparation(), 16, 0)
+        ingest(*arguments, view=spacing)
+    verdict = json.loads(views.read_text())["cases"][0]
+    assert counted == ["a", "b"]
+    assert verdict["stem"].endswith("@1.5x1x3") and verdict["kind"] == "none" and verdict["spacing"] == list(spacing)
+    seen = StoredVolume(tmp_path / "store" / f"{verdict['stem']}.hu.b2nd").whole()
+    np.testing.assert_array_equal(seen, resample(Volume(body(), (3.0, 2.0, 1.5), RAS), None, spacing)[0].hu)
+    write_index([views], tmp_path / "index.parquet")
+    (tmp_path / "store" / f"{verdict['stem'].partition('@')[0]}.json").unlink()
+    (tmp_path / "store" / f"{verdict['stem']}.json").unlink()
+    ingest(*arguments, view=spacing)
+    assert "not in the store" in json.loads(views.read_text())["cases"][0]["faults"][0]["what"]
 
 
 def test_an_interrupted_ingestion_goes_on_where_it_was(tmp_path, monkeypatch, counted):
@@ -243,7 +331,7 @@ def test_the_index_is_sorted_relative_and_reproducible(tmp_path):
             raw_scans(tmp_path / f"{name}/raw", ["b", "a"])
             run(tmp_path / f"{name}/raw", tmp_path / f"{i}/{name}", dataset(name))
         order = ("zeta", "alpha") if i == 1 else ("alpha", "zeta")
-        check([tmp_path / f"{i}/{name}/store/verdicts.json" for name in order], tmp_path / f"{i}/index.parquet")
+        write_index([tmp_path / f"{i}/{name}/store/verdicts.json" for name in order], tmp_path / f"{i}/index.parquet")
     assert (tmp_path / "1/index.parquet").read_bytes() == (tmp_path / "2/index.parquet").read_bytes()
     table = parquet.read_table(tmp_path / "1/index.parquet")
     rows = table.to_pylist()
@@ -251,6 +339,13 @@ def test_the_index_is_sorted_relative_and_reproducible(tmp_path):
     assert {str(Path(row["store"]).parent) for row in rows} == {"alpha/store", "zeta/store"}
     assert str(tmp_path) not in str(rows)
     assert all(math.isfinite(row["hu_std"]) and len(row["affine"]) == 16 for row in rows)
+    maps = np.fromfile(tmp_path / "1/index.maps", np.uint8)
+    np.testing.assert_array_equal(maps, np.fromfile(tmp_path / "2/index.maps", np.uint8))
+    for row in rows:
+        hu = StoredVolume(tmp_path / "1" / f"{row['store']}.hu.b2nd").whole()
+        coarse = BlockSums(hu, (-175.0, 250.0)).map().ravel()
+        np.testing.assert_array_equal(maps[row["map_offset"] :][: coarse.size], coarse)
+    assert dict(rows[0]["voxels"])["aorta"] == 8 and rows[0]["notes"] == [] and rows[0]["hu_window"] == [-175.0, 250.0]
     assert rows[0]["content_hash"] != rows[1]["content_hash"]
     assert rows[0]["content_hash"] == rows[2]["content_hash"]  # the same scan in another dataset
 

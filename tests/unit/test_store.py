@@ -1,11 +1,16 @@
+import gzip
 import multiprocessing
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import blosc2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from stored_scans import blobs
 
 from nemesis.data.store import AIR, StoredVolume, normalise, write_volume
 from nemesis.errors import NemesisError
@@ -101,3 +106,73 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_a_volume_that_is_gone_says_what_to_delete(tmp_path):
     with pytest.raises(NemesisError, match=r"is missing from the store.*--forcerun ingest_scans"):
         StoredVolume(tmp_path / "gone.b2nd").whole()
+
+
+def body(masked):
+    """A body of smooth noise and its noise, in noisy air or masked out of it."""
+    hu = blobs((96, 128, 128), 1)
+    if masked:
+        _, h, w = np.indices(hu.shape)
+        hu[(h - 64) ** 2 + (w - 64) ** 2 > 28**2] = -1024
+    return hu
+
+
+@pytest.mark.parametrize(
+    "array", [body(False), body(True), (body(True) > 0).astype(np.uint8) * 6], ids=["CT", "masked", "labels"]
+)
+def test_a_stored_volume_is_no_larger_than_its_nii_gz(tmp_path, array):
+    write_volume(tmp_path, "a", array)
+    assert (tmp_path / "a.b2nd").stat().st_size <= len(gzip.compress(array.tobytes(), 6))
+    stored = StoredVolume(tmp_path / "a.b2nd")
+    np.testing.assert_array_equal(stored.whole(), array)
+    np.testing.assert_array_equal(stored.read((13, 14, 15), (70, 60, 50), AIR), array[13:83, 14:74, 15:65])
+
+
+def test_zstandard_is_taken_only_where_it_saves_much(tmp_path):
+    names = {}
+    for masked in (False, True):
+        write_volume(tmp_path, "a", body(masked))
+        names[masked] = blosc2.open(str(tmp_path / "a.b2nd")).schunk.cparams.codec
+    assert names == {False: blosc2.Codec.LZ4HC, True: blosc2.Codec.ZSTD}
+
+
+def test_writing_takes_no_memory_for_the_whole_file(tmp_path):
+    code = (
+        "import resource, sys\nfrom pathlib import Path\nimport numpy as np\nfrom nemesis.data.store import write_volume\n"
+        "array = np.random.default_rng(0).integers(-1000, 1000, (512, 256, 256), dtype=np.int16)\n"
+        "write_volume(Path(sys.argv[1]), 'small', array[:64, :64, :64])\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "write_volume(Path(sys.argv[1]), 'large', array)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 16 * 1024  # KiB, of an array of 64 MiB
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from nemesis.data.store import write_volume
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+try:
+    write_volume(Path(sys.argv[1]), "a", np.random.default_rng(0).integers(0, 999, (64, 64, 64), dtype=np.int16))
+except OSError as error:
+    print("told", error)
+"""
+
+
+def test_a_disk_that_is_full_is_told_and_nothing_is_left(tmp_path):
+    done = subprocess.run([sys.executable, "-c", FULL, tmp_path], capture_output=True, text=True, check=True)
+    assert "told is there room?" in done.stdout and not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_volume_leaves_nothing(tmp_path, monkeypatch):
+    import nemesis.data.store as store
+
+    monkeypatch.setattr(store, "_pack", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_volume(tmp_path, "a", np.zeros((8, 8, 8), np.int16))
+    assert not list(tmp_path.iterdir())

@@ -8,8 +8,12 @@ REPORTED = EXPERIMENT.report_spec()
 rule pretrain_method:
     input:
         # ancient: what the scans hold is in the run's identity (params), a rewritten index alone repeats nothing
-        index=ancient(EXPERIMENT.index),
+        index=lambda wc: ancient(EXPERIMENT.index_of(EXPERIMENT.run(wc.run))),
+        maps=lambda wc: ancient(
+            EXPERIMENT.index_of(EXPERIMENT.run(wc.run)).with_suffix(".maps")
+        ),
         pool=ancient(EXPERIMENT.pretraining_pool),
+        audit=ancient(EXPERIMENT.audit),  # nothing is trained before the pools are known to share nothing
     output:
         checkpoint="results/runs/{run}/checkpoint.safetensors",
         run="results/runs/{run}/run.json",
