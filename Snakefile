@@ -16,7 +16,8 @@ include: "workflow/rules/notebooks.smk"
 
 wildcard_constraints:
     run="[a-z0-9_]+-s[0-9]+-[0-9a-f]{12}",
-    dataset="[A-Za-z0-9_-]+",
+    shard="[A-Za-z0-9_-]+/[0-9]+",
+    view="@[0-9.ex+-]+",
     notebook="[a-z_]+",
 
 
@@ -27,6 +28,7 @@ rule all:
         FIGURE_FILES,
         NOTEBOOK_FILES,
         GRID_FILES,
+        QUALITY_PAGE,
         f"{FOLDER}/report/index.html",
         f"{FOLDER}/tracking.json",
 
@@ -34,8 +36,12 @@ rule all:
 rule pretrain_all:
     input:
         expand("results/runs/{run}/checkpoint.safetensors", run=RUNS),
+        # where a job is run again, Snakemake passes over what takes its output as ancient, though that may be missing altogether
+        EXPERIMENT.audit,
 
 
 rule ingest_all:
     input:
         f"{FOLDER}/data/index.parquet",
+        QUALITY_PAGE,
+        EXPERIMENT.audit,

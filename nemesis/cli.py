@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nemesis.models.released import Told
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n\n")[0])
-data_app = typer.Typer(no_args_is_help=True, help="Raw scans: check them, ingest them.")
+data_app = typer.Typer(no_args_is_help=True, help="Raw scans: get them, check them, ingest them.")
 report_app = typer.Typer(no_args_is_help=True, help="Tables, figures, the page, MLflow: from what the jobs measured.")
 app.add_typer(data_app, name="data")
 sweep_app = typer.Typer(no_args_is_help=True, help="Embedding width × mask ratio: search it, or show a grid to Optuna.")
@@ -121,24 +121,90 @@ def schema(folder: Path = Path("config")) -> None:
 @data_app.command()
 def ingest(
     spec: Spec,
-    workers: Annotated[int, typer.Option(help="Scans read at the same time")] = 1,
+    workers: Annotated[int, typer.Option(help="Scans read at the same time, each by a process", min=1)] = 1,
 ) -> None:
-    """Read, check and store the scans of a manifest; what is wrong with a scan becomes its verdict."""
+    """Read, check and store the scans of a manifest, or their views; what is wrong with a scan becomes its verdict."""
     from nemesis.config import Preparation
     from nemesis.data.ingest import ingest as run
 
     s = read_spec(spec)
     preparation = Preparation.model_validate(s["preparation"])
     root = None if s["root"] is None else Path(s["root"])
-    run(Path(s["manifest"]), root, Path(s["volumes"]), Path(s["verdicts"]), preparation, s["superpatch"], workers)
+    places = (Path(s["manifest"]), root, Path(s["volumes"]), Path(s["verdicts"]))
+    view = None if s["view"] is None else tuple(s["view"])
+    run(*places, preparation, s["superpatch"], workers, s["largest_superpatch"], view)
 
 
 @data_app.command()
-def check(verdicts: list[Path], out: Annotated[Path, typer.Option(help="Index to write")]) -> None:
+def gate(
+    verdicts: list[Path],
+    out: Annotated[Path, typer.Option(help="Index to write")],
+    accept: Annotated[list[str] | None, typer.Option(help="Case (dataset/case) whose labels may contradict anatomy")] = None,
+) -> None:
     """The gate: every fault of every scan at once, or the index of all."""
-    from nemesis.data.ingest import check as run
+    from nemesis.data.gate import write_index as run
 
-    run(verdicts, out)
+    run(verdicts, out, accept or [])
+
+
+@data_app.command()
+def audit(spec: Spec) -> None:
+    """What the pretraining and the evaluation pool share under different names: nothing, or every pair at once."""
+    from nemesis.data.audit import audit as run
+
+    run(read_spec(spec))
+
+
+@data_app.command()
+def quality(spec: Spec, verdicts: list[Path], out: Annotated[Path, typer.Option(help="HTML file to write")]) -> None:
+    """The page that shows what was read of the raw scans, and what was refused and why."""
+    from nemesis.report.quality import write_quality as run
+
+    run(read_spec(spec), verdicts, out)
+
+
+@data_app.command()
+def cards(name: Annotated[str | None, typer.Argument(help="Show one card")] = None) -> None:
+    """The published sets that a configuration can name: what they are, and how to get them."""
+    from nemesis.data.cards import cards as known
+    from nemesis.data.cards import find_card
+    from nemesis.data.check import describe
+
+    if name is not None:
+        print("\n".join(describe(find_card(name, "nemesis data cards"))))
+        return
+    for each, card in known().items():
+        print(f"{each:18} {card.title} ({card.licence})")
+
+
+@data_app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="A card (`nemesis data cards`), or files, nnunet, dicom for a folder of your own")],
+    root: Annotated[Path, typer.Argument(help="Folder of the scans")],
+    scans: Annotated[bool, typer.Option("--scans", help="Read every scan as ingestion would, and name all it refuses")] = False,
+    workers: Annotated[int, typer.Option(help="Scans read at the same time")] = os.cpu_count() or 1,
+    config: Annotated[list[str] | None, typer.Option("--config", help="A key of the dataset's section, as key=value")] = None,
+) -> None:
+    """What a folder holds against what its set should hold, and every fault of it."""
+    from nemesis.data.check import check as run
+
+    lines, faults = run(name, root, parse_overrides(config or []), Path("results/data"), workers if scans else None)
+    print("\n".join(lines))
+    if faults:
+        raise NemesisError(faults)
+
+
+@data_app.command()
+def fetch(
+    what: Annotated[Literal["sample"], typer.Argument(help="sample: three real scans with organ labels, 38 MB")],
+    to: Annotated[Path | None, typer.Option(help="Folder to put them into; default: where config/real_ct.yaml looks")] = None,
+) -> None:
+    """Download real CT to try everything with."""
+    from nemesis.data.fetch import fetch_sample
+    from nemesis.datasets import SAMPLE
+
+    folder = to or SAMPLE
+    print(f"{folder}: {'fetched' if fetch_sample(folder) else 'is there already'}")
 
 
 @app.command()
@@ -181,7 +247,7 @@ def cost(
 
 @app.command()
 def embed(
-    scan: Annotated[Path, typer.Argument(help="CT scan (NIfTI)", show_default=False)],
+    scan: Annotated[Path, typer.Argument(help="CT scan: NIfTI, NRRD, MetaImage, or a folder of DICOM", show_default=False)],
     weights: Weights,
     out: Annotated[Path, typer.Option(help="vectors.parquet or vectors.npz")],
     device: Device = "auto",
@@ -201,7 +267,7 @@ def embed(
 
 @app.command()
 def reconstruct(
-    scan: Annotated[Path, typer.Argument(help="CT scan (NIfTI)", show_default=False)],
+    scan: Annotated[Path, typer.Argument(help="CT scan: NIfTI, NRRD, MetaImage, or a folder of DICOM", show_default=False)],
     weights: Weights,
     out: Annotated[Path, typer.Option(help="reconstruction.nii.gz")],
     device: Device = "auto",

@@ -12,39 +12,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
+from nemesis.datasets import CardDataset, DicomTree, Entry, NnunetFolder, PhantomCohort, ScanFiles
 from nemesis.errors import Fault, NemesisError, did_you_mean
+from nemesis.section import Positive, Section
+from nemesis.section import key as key
 
-BTCV_LABELS = {
-    "spleen": 1,
-    "right kidney": 2,
-    "left kidney": 3,
-    "gallbladder": 4,
-    "oesophagus": 5,
-    "liver": 6,
-    "stomach": 7,
-    "aorta": 8,
-    "inferior vena cava": 9,
-    "portal and splenic veins": 10,
-    "pancreas": 11,
-    "right adrenal": 12,
-    "left adrenal": 13,
-}
 SHARED_FOLDERS = ("data", "mlartifacts", "pools", "runs")  # of results/
 PROBE_ORGANS = ["aorta", "gallbladder", "spleen", "left kidney", "right kidney", "liver", "stomach", "pancreas"]
 MIN_EVALUATION_PATIENTS = 3  # with fewer, no fold leaves two patients to train on
 MIN_PATIENTS_FOR_SELECTION = 5  # training patients; with fewer there is no inner validation
-
-
-def key(default: Any, description: str, unit: str = "–", **constraints: Any) -> Any:
-    """A field with its unit and description; ``...`` as default makes it required."""
-    if isinstance(default, (list, dict)):
-        constraints["default_factory"] = lambda: copy.deepcopy(default)
-    else:
-        constraints["default"] = default
-    return Field(description=description, json_schema_extra={"unit": unit}, **constraints)
-
 
 H = TypeVar("H", bound=Hashable)
 
@@ -55,16 +33,10 @@ def _different(values: list[H]) -> list[H]:
     return values
 
 
-Positive = Annotated[float, Field(gt=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Different = AfterValidator(_different)
-
-
-class Section(BaseModel):
-    """Base of every part of the configuration: unknown keys and infinite numbers are errors, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+Sampling = Literal["scan", "dataset", "size"]
 
 
 class Preparation(Section):
@@ -91,56 +63,6 @@ class Preparation(Section):
         return self
 
 
-class PhantomCohort(Section):
-    """The embedded cohort of synthetic torsos."""
-
-    reader: Literal["phantom"]
-    name: str = key("phantom", "Name used in tables and folders", pattern=r"^[A-Za-z0-9_-]+$")
-    subjects: int = key(48, "Number of synthetic patients", "patients", ge=2)
-    seed: int = key(0, "Seed of the cohort", ge=0)
-    base_spacing_mm: float = key(5.0, "Voxel size around which each subject's own spacing varies", "mm", gt=0)
-
-
-ROOT = "Folder of the {}, inside data_root where that is set, else inside the working folder; null takes data_root itself"
-EXPECTED = (
-    "Scans of the set as published: while its folder is not there, a dry run and `nemesis plan` go on with so many stand-ins"
-)
-
-
-class NiftiFolder(Section):
-    """A folder of NIfTI scans, with or without label maps."""
-
-    reader: Literal["nifti"]
-    name: str = key(..., "Name used in tables and folders", pattern=r"^[A-Za-z0-9_-]+$")
-    root: str | None = key(None, ROOT.format("scans"), "path")
-    expected: int | None = key(None, EXPECTED, "scans", ge=1)
-    image: str = key("{case}/image.nii.gz", "Where a case's scan lies under the root; {case} stands for its name", "path")
-    labels: dict[Literal["exhaustive", "partial", "pseudo"], str] = key(
-        {},
-        "Where label maps lie, by kind: exhaustive (every organ drawn), partial (only the organs that occur in the map "
-        "were drawn, the rest is unknown), pseudo (made by a network: never scored as truth)",
-        "path",
-    )
-    label_numbers: dict[str, int] = key(BTCV_LABELS, "Number of each organ in the label maps", "label number")
-
-    @model_validator(mode="after")
-    def _patterns_name_the_case(self) -> NiftiFolder:
-        for pattern in (self.image, *self.labels.values()):
-            if pattern.count("{case}") != 1:
-                raise ValueError(f"'{pattern}' must contain {{case}} exactly once")
-        return self
-
-
-class NnunetFolder(Section):
-    """An nnU-Net folder: dataset.json, imagesTr/, labelsTr/; ``labelled_structures`` in dataset.json marks partial labels."""
-
-    reader: Literal["nnunet"]
-    name: str = key(..., "Name used in tables and folders", pattern=r"^[A-Za-z0-9_-]+$")
-    root: str | None = key(None, ROOT.format("dataset.json"), "path")
-    expected: int | None = key(None, EXPECTED, "scans", ge=1)
-
-
-Dataset = Annotated[PhantomCohort | NiftiFolder | NnunetFolder, Field(discriminator="reader")]
 PerDataset = dict[str, Annotated[int, Field(ge=0)] | Literal["all"]]  # dataset → patients
 
 
@@ -160,7 +82,20 @@ class Pools(Section):
         "null for all",
         "patients",
     )
-    transductive: bool = key(False, "Let the pretraining pool hold the evaluation patients too; every table says so")
+    transductive: bool | Literal["if_needed"] = key(
+        False,
+        "Let the pretraining pool hold the evaluation patients too; every table says so. if_needed: only where no other "
+        "patient is left to pretrain on",
+    )
+
+
+class Augmentation(Section):
+    """Random changes of every crop, made on the training device; none as it stands."""
+
+    flip: float = key(0.0, "Probability of a mirror image, along each axis by itself", "[0, 1]", ge=0, le=1)
+    rotate: float = key(0.0, "Probability of a turn by 90°, 180° or 270° within the axial plane", "[0, 1]", ge=0, le=1)
+    shift: float = key(0.0, "Probability that all values of a crop are raised or lowered alike", "[0, 1]", ge=0, le=1)
+    shift_size: float = key(0.1, "By how much at most, either way; the result is clipped to [0, 1]", "[0, 1] units", ge=0, le=1)
 
 
 class Pretraining(Section):
@@ -179,6 +114,11 @@ class Pretraining(Section):
     )
     compile: bool = key(False, "torch.compile the network; slower to start, other last bits")
     threads: int = key(1, "CPU threads of a training process, whatever --cores says (the count changes bits)", "threads", ge=1)
+    sampling: Sampling = key(
+        "scan",
+        "Whose turn is equally likely with every crop: each scan's, each dataset's (then any of its scans') or each voxel's",
+    )
+    augmentation: Augmentation = key(Augmentation(), "Random changes of every crop")
 
 
 class MethodEntry(Section):
@@ -189,6 +129,12 @@ class MethodEntry(Section):
     seeds: Annotated[list[Seed], Different] | None = key(None, "Seeds of this method; null takes the common list")
     settings: dict[str, Any] = key({}, "The method's own keys (tables below)")
     pretraining: dict[str, Any] = key({}, "Keys of `pretraining` that differ for this method")
+    spacing_mm: tuple[Positive, Positive, Positive] | None = key(
+        None,
+        "Voxel size, in (D, H, W) order, of the scans that this method learns from, where it is not the preparation's; it is "
+        "judged by the same superpatches as all, each seen at this voxel size, but not by its reconstructions",
+        "mm",
+    )
 
 
 class Probe(Section):
@@ -328,7 +274,13 @@ class Config(Section):
     experiment: str = key(..., "Name of the experiment: its results lie in results/<experiment>/", pattern=r"^[A-Za-z0-9_-]+$")
     data_root: str | None = key(None, "Folder of the raw scans, in which the datasets' own roots lie", "path")
     exclude: list[str] = key([], "Cases (dataset/case) to go on without", "cases")
-    datasets: list[Dataset] = key(..., "Where the scans come from", min_length=1)
+    accept: list[str] = key(
+        [],
+        "Cases (dataset/case) that were looked at and are right as they are, though their labels contradict anatomy or their "
+        "patient bears the name of another dataset's",
+        "cases",
+    )
+    datasets: list[Entry] = key(..., "Where the scans come from", min_length=1)
     preparation: Preparation = key(Preparation(), "How a scan becomes numbers in [0, 1]")
     pools: Pools = key(..., "Who is pretrained on and who is evaluated on")
     superpatch: int = key(128, "Edge of a superpatch, the cube that a method sees", "voxels", ge=8)
@@ -345,6 +297,10 @@ class Config(Section):
     sweep: Sweep | None = key(None, "Embedding width × mask ratio; null leaves it out")
     ablations: Ablations | None = key(None, "Variants of one method; null leaves them out")
     device: Literal["auto", "cpu", "cuda"] = key("auto", "Where networks run; auto takes a GPU where there is one")
+    ingest_shard: int = key(500, "Scans that a job of ingestion deals with, about; never changes results", "scans", ge=1)
+    quality_every: int | None = key(
+        None, "The data's quality page shows slices of every n-th scan of a dataset; null shows about a dozen", "scans", ge=1
+    )
     loader_workers: int = key(0, "Processes that cut crops beside a training process; never changes results", "processes", ge=0)
     state_every: int = key(
         100, "Steps between two saved states that an interrupted training resumes from, rounded up to a multiple of 10", "steps",
@@ -406,7 +362,7 @@ def validate_section(section: type[T], raw: Mapping[str, Any], where: str) -> T:
     try:
         return section.model_validate(raw)
     except ValidationError as error:
-        raise NemesisError([_fault(where, e) for e in error.errors()]) from None
+        raise NemesisError([fault_of(where, e) for e in error.errors()]) from None
 
 
 def without_unknown_keys(raw: Mapping[str, Any], where: str) -> tuple[Config | None, list[Fault]]:
@@ -418,7 +374,7 @@ def without_unknown_keys(raw: Mapping[str, Any], where: str) -> tuple[Config | N
         return Config.model_validate(raw), []
     except ValidationError as error:
         errors = error.errors()
-    faults = [_fault(where, e) for e in errors]
+    faults = [fault_of(where, e) for e in errors]
     pruned = copy.deepcopy(dict(raw))
     for e in errors:
         if e["type"] == "extra_forbidden":
@@ -465,7 +421,8 @@ def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _fault(where: str, error: Mapping[str, Any]) -> Fault:
+def fault_of(where: str, error: Mapping[str, Any]) -> Fault:
+    """One error of pydantic as a sentence."""
     location = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         hint = did_you_mean(str(error["loc"][-1]), _all_keys(), "See config/README.md for the keys that exist.")
@@ -477,8 +434,8 @@ def _fault(where: str, error: Mapping[str, Any]) -> Fault:
 
 
 SECTIONS: tuple[type[Section], ...] = (
-    Config, PhantomCohort, NiftiFolder, NnunetFolder, Preparation, Pools, MethodEntry, Pretraining, Probe, Reconstruction,
-    Sweep, Search, Ablations, Variant,
+    Config, PhantomCohort, ScanFiles, NnunetFolder, DicomTree, CardDataset, Preparation, Pools, MethodEntry, Pretraining,
+    Augmentation, Probe, Reconstruction, Sweep, Search, Ablations, Variant,
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,8 +16,18 @@ class Fault:
     what: str
     remedy: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "where", printable(self.where))
+        object.__setattr__(self, "what", printable(self.what))
+
     def __str__(self) -> str:
         return f"{self.where}: {self.what}. {self.remedy}"
+
+
+def printable(text: str) -> str:
+    """The text with control characters and undecodable bytes written out: a file's name may hold any, and steer a terminal."""
+    shown = (c if unicodedata.category(c)[0] != "C" else c.encode("unicode_escape").decode() for c in text)
+    return text if text.isprintable() else "".join(shown)
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str, prefix: str = "") -> str:

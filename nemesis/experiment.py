@@ -8,12 +8,13 @@ dry run has stand-ins for scans that are not there yet, they are written outside
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import math
 import shutil
 import sys
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,50 +29,51 @@ from nemesis.config import (
     MIN_EVALUATION_PATIENTS,
     MIN_PATIENTS_FOR_SELECTION,
     Config,
-    Dataset,
-    NiftiFolder,
-    NnunetFolder,
-    PhantomCohort,
     Probe,
     Reconstruction,
     merged,
     without_unknown_keys,
 )
-from nemesis.data.cases import (
-    SCORED_KINDS,
-    Case,
-    check_organs,
-    expected_numbers,
-    label_numbers,
-    list_cases,
-    stand_ins,
-    write_manifest,
-)
+from nemesis.data.cards import resolve
+from nemesis.data.cases import SCORED_KINDS, UNTOLD, Case, check_organs, write_manifest
+from nemesis.data.listings import expected_numbers, label_numbers, list_cases, stand_ins
 from nemesis.data.pools import split, write_pool
-from nemesis.errors import Fault, NemesisError
+from nemesis.data.views import Spacing, view_name
+from nemesis.datasets import CardDataset, Dataset, Entry, FolderDataset, PhantomCohort
+from nemesis.errors import Fault, NemesisError, did_you_mean
 from nemesis.files import digest, write_text_if_changed
 from nemesis.method import find
 from nemesis.runs import Run, is_searched, plan_runs, search_template
 
-RESOURCES = ("device", "loader_workers", "state_every", "data_root")  # keys that no number depends on
+# keys that no number depends on
+RESOURCES = ("device", "ingest_shard", "loader_workers", "quality_every", "state_every", "data_root")
 
 
 @dataclass(frozen=True)
 class PlannedDataset:
-    """A dataset, its cases in either pool, the folder of its stored volumes, and the small file that stands for the raw scans."""
+    """A dataset, its cases in either pool, and the folder of its stored volumes."""
 
     config: Dataset
     root: Path | None
     cases: list[Case]
     label_numbers: dict[str, int]
     folder: Path
-    manifest: Path
     absent: bool = False  # its cases are stand-ins
 
-    @property
-    def verdicts(self) -> Path:
-        """What ingestion says of every case."""
-        return self.manifest.with_name(f"{self.config.name}.verdicts.json")
+
+@dataclass(frozen=True)
+class Shard:
+    """The cases of a dataset that one job ingests, the small file that stands for their raw scans, and the job's verdicts."""
+
+    name: str  # <dataset>/<number>
+    dataset: PlannedDataset
+    cases: list[Case]
+    manifest: Path
+    verdicts: Path
+
+    def view_verdicts(self, spacing: Spacing) -> Path:
+        """What is said of the cases' views at a voxel size."""
+        return self.verdicts.with_name(self.verdicts.name.replace(".", f"{view_name(spacing)}.", 1))
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,42 @@ class Experiment:
     def index(self) -> Path:
         """Table of the checked cases."""
         return self.folder / "data" / "index.parquet"
+
+    def view_index(self, spacing: Spacing) -> Path:
+        """The same table for the scans' views at a voxel size (D, H, W) in mm."""
+        return self.index.with_name(f"index{view_name(spacing)}.parquet")
+
+    def index_of(self, run: Run) -> Path:
+        """The table of the scans that a run learns from."""
+        return self.index if run.spacing is None else self.view_index(run.spacing)
+
+    @property
+    def views(self) -> list[Spacing]:
+        """Voxel sizes at which some method wants to see the scans."""
+        return list(dict.fromkeys(run.spacing for run in self._asking if run.spacing is not None))
+
+    @property
+    def _asking(self) -> list[Run]:
+        """The runs, and the one that an adaptive sweep varies."""
+        return [*self.runs, *([search_template(self.config, self.pretraining_pool.stem)] if self.config.search else [])]
+
+    @cached_property
+    def shards(self) -> dict[str, Shard]:
+        """The jobs of ingestion, by name. A case stays in its shard as long as the number of shards does: one more case
+        changes one manifest."""
+        found = {}
+        for dataset in self.datasets:
+            count = math.ceil(len(dataset.cases) / self.config.ingest_shard)
+            members: dict[int, list[Case]] = defaultdict(list)
+            for case in dataset.cases:
+                members[int(hashlib.sha256(case.case.encode()).hexdigest()[:12], 16) % count].append(case)
+            for number, cases in sorted(members.items()):
+                name = f"{dataset.config.name}/{number}"
+                place = Path(self.config.experiment, "data", f"{name}.json")
+                manifest = (self.inputs or self.results) / place.with_suffix(".manifest.json")
+                verdicts = self.results / place.with_suffix(".verdicts.json")
+                found[name] = Shard(name, dataset, cases, manifest, verdicts)
+        return found
 
     def run(self, run_id: str) -> Run:
         """The run of that id; where several parts ask for it, the first."""
@@ -129,10 +167,11 @@ class Experiment:
 
     def _judging(self, run: Run) -> dict[str, Any]:
         """How a run is judged, whatever its identity and its folders."""
-        config, reconstructs = self.config, find(run.method).card.reconstructs
+        config, reconstructs = self.config, find(run.method).card.reconstructs and run.spacing is None
         return {
             "pool": str(self.evaluation_pool),
             "index": str(self.index),
+            **({"view": str(self.view_index(run.spacing))} if run.spacing else {}),
             "organs": config.organs,
             "label_numbers": {dataset.config.name: dataset.label_numbers for dataset in self.datasets},
             "preparation": config.preparation.model_dump(mode="json"),
@@ -169,12 +208,17 @@ class Experiment:
             "template": template.identity,
             "evaluate": self._judging(template),
             "pool": str(self.pretraining_pool),
-            "index": str(self.index),
+            "index": str(self.search_index),
             "runs": str(self.results / "runs"),
             "out": str(self.search_folder),
             "log": str(self.search_log),
             "version": nemesis.sweep.VERSION,
         }
+
+    @property
+    def search_index(self) -> Path:
+        """The table of the scans that an adaptive sweep learns from."""
+        return self.index_of(search_template(self.config, self.pretraining_pool.stem))
 
     @property
     def search_threads(self) -> int:
@@ -204,23 +248,61 @@ class Experiment:
         """Where a grid's study lies, or an adaptive sweep leaves its trials and its best run."""
         return self.folder / "sweep"
 
-    def ingest_spec(self, dataset: PlannedDataset) -> dict[str, Any]:
-        """What `nemesis ingest` needs to know of a dataset."""
+    def ingest_spec(self, shard: Shard, spacing: Spacing | None = None) -> dict[str, Any]:
+        """What `nemesis data ingest` needs to know of a shard, or of its views at a voxel size."""
+        dataset, config = shard.dataset, self.config
+        edges = [run.identity["superpatch"] for run in self._asking if run.spacing == spacing] if spacing else []
         return {
-            "manifest": str(dataset.manifest),
+            "manifest": str(shard.manifest),
             "root": None if dataset.root is None else str(dataset.root),
             "volumes": str(dataset.folder),
-            "verdicts": str(dataset.verdicts),
-            "preparation": self.config.preparation.model_dump(mode="json"),
-            "superpatch": self.config.largest_superpatch,
+            "verdicts": str(shard.view_verdicts(spacing) if spacing else shard.verdicts),
+            "preparation": config.preparation.model_dump(mode="json"),
+            "superpatch": config.superpatch,
+            "largest_superpatch": max(edges) if edges else config.largest_superpatch,
+            "view": spacing,
             "version": nemesis.data.VERSION,
+        }
+
+    @property
+    def audit(self) -> Path:
+        """What the pools share."""
+        return self.folder / "data" / "audit.json"
+
+    @property
+    def shared_patients(self) -> int:
+        """Evaluation patients that are pretrained on, too."""
+        pretraining, evaluation = ({(c.dataset, c.patient) for c in pool} for pool in (self.pretraining, self.evaluation))
+        return len(pretraining & evaluation)
+
+    def audit_spec(self) -> dict[str, Any]:
+        """What `nemesis data audit` needs to know."""
+        wanted = self.config.pools.transductive
+        return {
+            "index": str(self.index),
+            "pretraining": str(self.pretraining_pool),
+            "evaluation": str(self.evaluation_pool),
+            "transductive": wanted is True or (wanted == "if_needed" and self.shared_patients > 0),
+            "accept": sorted(self.config.accept),
+            "out": str(self.audit),
+            "version": nemesis.data.VERSION,
+        }
+
+    def quality_spec(self) -> dict[str, Any]:
+        """What `nemesis data quality` needs to know."""
+        return {
+            "experiment": self.config.experiment,
+            "hu_window": list(self.config.preparation.hu_window),
+            "every": self.config.quality_every,
+            "accept": sorted(self.config.accept),
+            "version": nemesis.report.VERSION,
         }
 
     def report_spec(self) -> dict[str, Any]:
         """What the jobs of the report need to know; no key that numbers do not depend on."""
         shown = self.config.model_dump(mode="json", exclude=set(RESOURCES))
         for dataset in shown["datasets"]:
-            for name in ("root", "expected"):
+            for name in UNTOLD:
                 dataset.pop(name, None)
         if self.config.search:
             shown["sweep"]["search"].pop("workers")
@@ -235,9 +317,8 @@ class Experiment:
             "datasets": sorted({case.dataset for case in self.evaluation}),
             "data": self._data(),
             "pools": {"pretraining": str(self.pretraining_pool), "evaluation": str(self.evaluation_pool)},
-            "transductive": len(
-                {(c.dataset, c.patient) for c in self.pretraining} & {(c.dataset, c.patient) for c in self.evaluation}
-            ),
+            "audit": str(self.audit),
+            "transductive": self.shared_patients,
             "bootstrap": self.config.probe.bootstrap,
             "seed": self.config.probe.split_seed,
             "runs": [
@@ -248,6 +329,7 @@ class Experiment:
                     **run.place,
                     "method": run.method,
                     "seed": run.seed,
+                    "trained_on": find(run.method).card.trained_on,
                     "evaluation": str(self.evaluation_folder(run.id)),
                     "folder": str(self.run_folder(run.id)),
                 }
@@ -307,6 +389,7 @@ def plan(
     for name in config.exclude:
         if name.partition("/")[0] not in known or "/" not in name:
             faults.append(Fault("exclude", f"'{name}' names no dataset", "Write dataset/case."))
+    faults += _accept_faults(config.accept, datasets, known)
     pretraining: list[Case] = []
     evaluation: list[Case] = []
     if len(datasets) == len(config.datasets):
@@ -337,18 +420,30 @@ def plan(
     if absent := [d for d in datasets if d.absent]:
         _say_absent(absent)
         inputs = _passing_folder()
-    datasets = [replace(d, manifest=inputs / d.manifest.relative_to(results)) for d in datasets]
     pools = inputs / "pools"
     experiment = Experiment(
         config, results, datasets, pretraining, evaluation,
         pools / f"{pool_digest}.json", pools / f"{evaluation_digest}.json", runs, inputs,
     )  # fmt: skip
-    for planned in datasets:
-        write_manifest(planned.manifest, planned.config, planned.cases, planned.label_numbers)
+    for shard in experiment.shards.values():
+        write_manifest(shard.manifest, shard.dataset.config, shard.cases, shard.dataset.label_numbers)
     write_pool(experiment.pretraining_pool, pretraining, labels=False)
     write_pool(experiment.evaluation_pool, evaluation, labels=True)
     write_text_if_changed(experiment.report_file, json.dumps(experiment.report_spec(), indent=1, ensure_ascii=False) + "\n")
     return experiment
+
+
+def _accept_faults(accept: Collection[str], datasets: Collection[PlannedDataset], known: Collection[str]) -> list[Fault]:
+    """Names in ``accept`` of no case; of datasets that are not there, or are faulty themselves, nothing is said."""
+    cases = {case.name for dataset in datasets for case in dataset.cases}
+    told = {dataset.config.name for dataset in datasets if not dataset.absent}
+    faults = []
+    for name in accept:
+        dataset = name.partition("/")[0]
+        if dataset not in known or (dataset in told and name not in cases):
+            remedy = did_you_mean(name, cases, "Write dataset/case, or take it off the list.")
+            faults.append(Fault("accept", f"there is no case '{name}'", remedy))
+    return faults
 
 
 def _evaluation_faults(
@@ -384,31 +479,30 @@ def _may_show(case: Case, organs: Collection[str], of_dataset: Collection[str]) 
     return not set(organs).isdisjoint(of_dataset if case.annotated is None else case.annotated)
 
 
-def _plan_dataset(config: Config, dataset: Dataset, results: Path, dry_run: bool) -> PlannedDataset:
-    path = _root(config, dataset)
+def _plan_dataset(config: Config, entry: Entry, results: Path, dry_run: bool) -> PlannedDataset:
+    path = _root(config, entry)
+    dataset: Dataset = resolve(entry, path)[0] if isinstance(entry, CardDataset) else entry
     absent = False
     if dry_run and _is_absent(dataset, path):
         absent = True
         cases = stand_ins(dataset, _named(config, dataset.name), config.exclude)
         numbers = expected_numbers(dataset, config.organs)
     else:
-        cases, numbers = list_cases(dataset, path, config.exclude), label_numbers(dataset, path)
+        cases, numbers = list_cases(dataset, path, config.exclude, results / "data"), label_numbers(dataset, path)
     identity = [
-        dataset.model_dump(mode="json", include={"name", "reader"}), config.preparation.model_dump(mode="json"),
-        config.largest_superpatch, numbers, nemesis.data.VERSION,
+        dataset.model_dump(mode="json", include={"name", "reader"}), config.preparation.spacing_mm, numbers, nemesis.data.VERSION
     ]  # fmt: skip
     store = results / "data" / f"{dataset.name}-{digest(identity)}"
-    manifest = results / config.experiment / "data" / f"{dataset.name}.manifest.json"
-    return PlannedDataset(dataset, path, cases, numbers, store, manifest, absent)
+    return PlannedDataset(dataset, path, cases, numbers, store, absent)
 
 
-def _is_absent(dataset: Dataset, path: Path | None) -> TypeGuard[NiftiFolder | NnunetFolder]:
+def _is_absent(dataset: Dataset, path: Path | None) -> TypeGuard[FolderDataset]:
     """How many scans it holds is said, but its folder is not there."""
     expected = None if isinstance(dataset, PhantomCohort) else dataset.expected
     return expected is not None and not (path and path.exists())
 
 
-def _root(config: Config, dataset: Dataset) -> Path | None:
+def _root(config: Config, dataset: Entry) -> Path | None:
     """The folder of a dataset's scans; None where nothing says it."""
     told = [part for part in (config.data_root, getattr(dataset, "root", None)) if part is not None]
     return Path(*told) if told else None

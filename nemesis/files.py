@@ -24,13 +24,14 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside ``path``, to be filled: it takes that name once it is whole and on disk, or vanishes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
     try:
         yield Path(name)
-        os.fsync(handle)
+        with open(name, "rb") as file:  # opened again: who fills it may have put another file in its place
+            os.fsync(file.fileno())
         os.chmod(name, 0o644)  # mkstemp's 0600 would lock collaborators out of shared results
         os.replace(name, path)
     finally:
-        os.close(handle)
         Path(name).unlink(missing_ok=True)
 
 

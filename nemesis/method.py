@@ -43,6 +43,9 @@ class MethodCard(BaseModel):
     smallest_input: int  # edge in voxels
     native_input: str  # spacing, window, size and axis order the authors used
     no_gradient: tuple[str, ...] = ()  # parameters (glob patterns) that legitimately get no gradient from the pretext
+    # data sets whose scans its published weights saw, by the names in nemesis.report.leakage; () where nobody says; None: it
+    # starts from no published weights
+    trained_on: tuple[str, ...] | None = None
 
 
 class Settings(BaseModel):

@@ -30,7 +30,8 @@ from nemesis.models.architecture import Size
 TIMINGS = Path(__file__).with_name("timings.json")
 RUN_RULES = ("pretrain_method", "evaluate_encoder")  # a job per run, one after the other
 NOT_RECORDED = "not recorded"
-OWN_KEYS = ("ingest_scans", *RUN_RULES, "search_sweep")  # what they take depends on the configuration; the rest is fixed
+# what they take depends on the configuration; the rest is fixed
+OWN_KEYS = ("ingest_scans", "resample_scans", *RUN_RULES, "search_sweep")
 
 
 @dataclass(frozen=True)
@@ -105,13 +106,14 @@ def record(paths: list[Path], overrides: Mapping[str, Any]) -> None:
     experiment = plan(paths, overrides)
     timings = _read_timings()
     for dataset in experiment.datasets:
-        measured = _benchmark(experiment, "ingest_scans", dataset.config.name)
-        if measured and dataset.cases:
+        shards = [shard for shard in experiment.shards.values() if shard.dataset is dataset]
+        of_shards = [one for shard in shards if (one := _benchmark(experiment, "ingest_scans", shard.name))]
+        if len(of_shards) == len(shards) and dataset.cases:
             stored = sum(file.stat().st_size for file in dataset.folder.rglob("*") if file.is_file())
             timings["ingest_scans"][_ingest_key(experiment, dataset)] = {
                 "what": f"{dataset.config.name}, a case",
-                "seconds": round(measured["s"] / len(dataset.cases), 4),
-                "memory_mib": round(measured["max_rss"]),
+                "seconds": round(sum(one["s"] for one in of_shards) / len(dataset.cases), 4),
+                "memory_mib": round(max(one["max_rss"] for one in of_shards)),
                 "disk_mib": round(stored / 2**20 / len(dataset.cases), 3),
             }
     for run in map(experiment.run, experiment.run_ids):
@@ -174,9 +176,11 @@ def job_of(experiment: Experiment, rule: str, wildcard: str, timings: Mapping[st
     """A job of the workflow with what it takes: as recorded in ``timings`` or, where nothing is, as estimated."""
     threads = 1
     if rule == "ingest_scans":
-        dataset = next(d for d in experiment.datasets if d.config.name == wildcard)
-        entry, scans = timings[rule].get(_ingest_key(experiment, dataset)), len(dataset.cases)
+        shard = experiment.shards[wildcard]
+        entry, scans = timings[rule].get(_ingest_key(experiment, shard.dataset)), len(shard.cases)
         cost = _recorded(entry, scans, scans) if entry else _estimated(estimate.ingestion(scans))
+    elif rule == "resample_scans":
+        cost = _estimated(estimate.ingestion(len(experiment.shards[wildcard].cases)))
     elif rule == "pretrain_method":
         run = experiment.run(wildcard)
         entry, threads = timings[rule].get(_pretrain_key(run.identity)), run.threads

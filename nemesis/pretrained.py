@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nemesis.config import Preparation
+from nemesis.data.foreground import extents, grid
 from nemesis.data.readers import Volume, read_volume, resample, resample_onto
 from nemesis.data.store import AIR, normalise, pad
-from nemesis.data.superpatches import extents, grid
 from nemesis.errors import Fault, NemesisError
 from nemesis.evaluation.features import batch_size
 from nemesis.files import check_writable, write_bytes, write_npz, write_parquet
@@ -34,6 +35,8 @@ from nemesis.training.device import Precision, arithmetic, device_for, resolve_p
 
 if TYPE_CHECKING:
     import pyarrow
+
+log = logging.getLogger(__name__)
 
 WantedPrecision = Precision | Literal["auto"]
 
@@ -87,7 +90,8 @@ def _load_run(folder: Path) -> tuple[Method[Any], nn.Module, Preparation]:
     try:
         identity = json.loads(path.read_text(encoding="utf-8"))
         method = create(identity["method"], identity["settings"], identity["superpatch"], str(path))
-        preparation = Preparation.model_validate(identity["preparation"] or {})  # a control was not trained on any
+        seen = {name: identity[name] for name in ("spacing_mm",) if name in identity}
+        preparation = Preparation.model_validate({**(identity["preparation"] or {}), **seen})  # a control was not trained on any
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise NemesisError(Fault(str(path), f"does not describe a run ({error})", "Train it again.")) from None
     network = method.build()
@@ -148,7 +152,7 @@ def embed(
         raise NemesisError(Fault(str(out), "is neither .parquet nor .npz", "Name the output vectors.parquet or vectors.npz."))
     check_writable(out)
     applied = Applied.load(weights, **told)
-    volume = _prepared(read_volume(scan), applied)
+    volume = _prepared(_read(scan), applied)
     starts, valid, vectors, shares = [], [], [], []
     with torch.no_grad(), device_for(device) as place:
         applied.network.to(place)
@@ -197,7 +201,7 @@ def reconstruct(
     applied = Applied.load(weights, **told)
     if applied.method and not applied.method.card.reconstructs:
         raise NemesisError(Fault(str(weights), f"{applied.method.card.title} does not reconstruct", "Use another run."))
-    source = read_volume(scan)
+    source = _read(scan)
     volume = _prepared(source, applied)
     stitched = np.zeros(volume.hu.shape, np.float32)
     done = 0
@@ -234,6 +238,13 @@ def _nifti(volume: Volume, compressed: bool) -> bytes:
     image.header.set_xyzt_units("mm")
     data = image.to_bytes()
     return gzip.compress(data, compresslevel=6, mtime=0) if compressed else data
+
+
+def _read(scan: Path) -> Volume:
+    volume = read_volume(scan)
+    for note in volume.notes:
+        log.info("%s: %s", scan, note)
+    return volume
 
 
 def _prepared(volume: Volume, applied: Applied) -> Volume:

@@ -15,6 +15,7 @@ import nemesis.data
 import nemesis.models
 import nemesis.training
 from nemesis.config import Config, MethodEntry, Pretraining, Sweep, validate_section
+from nemesis.data.views import Spacing
 from nemesis.errors import Fault, NemesisError, did_you_mean
 from nemesis.files import digest
 from nemesis.method import create, methods
@@ -43,6 +44,12 @@ class Run:
     def trains(self) -> bool:
         """False where nothing is learnt from unlabelled scans."""
         return self.identity["pretraining"] is not None
+
+    @property
+    def spacing(self) -> Spacing | None:
+        """Voxel size (D, H, W) in mm of the views that it sees; None: the scans as prepared."""
+        spacing = self.identity.get("spacing_mm")
+        return None if spacing is None else (spacing[0], spacing[1], spacing[2])
 
     @property
     def threads(self) -> int:
@@ -197,6 +204,7 @@ def _runs(config: Config, asked: _Asked, pool: str) -> list[Run]:
     if not seeds:
         raise NemesisError(Fault(f"{where}.seeds", "is empty", "Name at least one seed, or leave the key out."))
     card = method.card
+    own_spacing = entry.spacing_mm is not None and entry.spacing_mm != config.preparation.spacing_mm
     runs = []
     for seed in seeds:
         identity = {
@@ -205,8 +213,9 @@ def _runs(config: Config, asked: _Asked, pool: str) -> list[Run]:
             "settings": method.settings.model_dump(mode="json"),
             "seed": seed,
             "superpatch": method.superpatch,
-            "pretraining": recipe.model_dump(mode="json") if card.pretext else None,
+            "pretraining": _told(recipe) if card.pretext else None,
             "preparation": config.preparation.model_dump(mode="json") if card.pretext else None,
+            **({"spacing_mm": list(entry.spacing_mm or ())} if own_spacing else {}),
             "pool": pool if card.pretext else None,
             "versions": {
                 "models": nemesis.models.VERSION,
@@ -215,6 +224,12 @@ def _runs(config: Config, asked: _Asked, pool: str) -> list[Run]:
         }
         runs.append(Run(_run_id(identity), card.name, entry.label or card.title, seed, identity, asked.part, asked.place))
     return runs
+
+
+def _told(recipe: Pretraining) -> dict[str, Any]:
+    """A recipe as identities tell it: keys that came later are left out at their defaults, which is what older runs did."""
+    later = {name for name in ("sampling", "augmentation") if getattr(recipe, name) == getattr(Pretraining(), name)}
+    return recipe.model_dump(mode="json", exclude=later)
 
 
 def _run_id(identity: Mapping[str, Any]) -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nemesis.config import Config, PhantomCohort, Preparation
-from nemesis.data.cases import label_numbers, list_cases, write_manifest
-from nemesis.data.ingest import check, ingest
+from nemesis.config import Config, Preparation
+from nemesis.data.cases import write_manifest
+from nemesis.data.gate import write_index
+from nemesis.data.ingest import ingest
+from nemesis.data.listings import label_numbers, list_cases
 from nemesis.data.pools import write_pool
+from nemesis.datasets import PhantomCohort
 from nemesis.runs import plan_runs
 
 EDGE = 16
@@ -22,8 +25,8 @@ def ingest_phantoms(folder: Path, subjects: int = 4) -> tuple[Path, Path]:
     cohort = PhantomCohort(reader="phantom", subjects=subjects, base_spacing_mm=12.0)
     cases = list_cases(cohort, None)
     write_manifest(folder / "manifest.json", cohort, cases, label_numbers(cohort, None))
-    ingest(folder / "manifest.json", None, folder / "store", folder / "verdicts.json", Preparation(), EDGE, 1)
-    check([folder / "verdicts.json"], folder / "index.parquet")
+    ingest(folder / "manifest.json", None, folder / "store", folder / "verdicts.json", Preparation(), EDGE, 0)
+    write_index([folder / "verdicts.json"], folder / "index.parquet")
     write_pool(folder / "pool.json", cases, labels=False)
     return folder / "pool.json", folder / "index.parquet"
 

@@ -95,6 +95,8 @@ def make_experiment(root: Path, datasets: tuple[str, ...] = ("phantom",)) -> dic
     ]
     pretraining = {"steps": 40, "batch_size": 4}
     config = {"experiment": "small", "organs": list(ORGANS), "superpatch": 16, "pretraining": pretraining}
+    config["datasets"] = [{"reader": "phantom", "name": name} for name in datasets]
+    write_audit(root / "audit.json", [])
     return {
         "experiment": "small",
         "config": config | {"sweep": sweep, "ablations": fewer | {"variants": variants}},
@@ -106,6 +108,7 @@ def make_experiment(root: Path, datasets: tuple[str, ...] = ("phantom",)) -> dic
             for name in datasets
             for pool, n, kinds in (("pretraining", 20, {"none": 20}), ("evaluation", PATIENTS, {"exhaustive": PATIENTS}))
         ],
+        "audit": str(root / "audit.json"),
         "transductive": 0,
         "bootstrap": 200,
         "seed": 0,
@@ -113,10 +116,17 @@ def make_experiment(root: Path, datasets: tuple[str, ...] = ("phantom",)) -> dic
     }
 
 
+def write_audit(path: Path, pairs: list[dict[str, Any]]) -> None:
+    """What the audit of the pools says, with these pairs."""
+    scans = {"pretraining": 20, "evaluation": PATIENTS}
+    path.write_text(json.dumps({"transductive": bool(pairs), "scans": scans, "pairs": pairs, "not_compared": []}))
+
+
 def _run(
     root: Path, entry: dict[str, Any], settings: dict[str, Any], edge: int, skill: float, datasets: tuple[str, ...]
 ) -> dict[str, Any]:
     run, method, seed = entry["run"], entry["method"], entry["seed"]
+    entry["trained_on"] = None
     entry |= {"evaluation": str(root / "evaluation" / run), "folder": str(root / "runs" / run)}
     whole = entry["part"] == "methods"
     _run_folder(Path(entry["folder"]), method, seed, settings, edge, 40 if whole else 20)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 import nemesis.data
 from nemesis.config import Preparation, Probe, Reconstruction
-from nemesis.data.superpatches import Scans, evaluation_superpatches
+from nemesis.data.scans import Scans
+from nemesis.data.superpatches import evaluation_superpatches
 from nemesis.errors import Fault, NemesisError
 from nemesis.evaluation.cost import method_cost
 from nemesis.evaluation.features import ENCODING, features
@@ -41,6 +42,7 @@ class _Bench:
     method: Method[Any]
     network: nn.Module
     scans: Scans
+    view: Scans | None  # the same at the method's own voxel size, where it has one
     table: pd.DataFrame
     probing: Probe
     device: torch.device
@@ -56,8 +58,9 @@ def evaluate(spec: Mapping[str, Any], device: str = "auto") -> None:
 
     Args:
         spec: ``run`` (id); ``identity`` with ``method``, ``settings`` and ``superpatch``; ``checkpoint``, ``pool`` (of
-            evaluation) and ``index`` (paths); ``organs`` (names); ``label_numbers`` (dataset → organ → number);
-            ``preparation``, ``probe`` and, if the method reconstructs, ``reconstruction`` (sections of the configuration);
+            evaluation), ``index`` and, of a method with a voxel size of its own, ``view`` (paths); ``organs`` (names);
+            ``label_numbers`` (dataset → organ → number);
+            ``preparation``, ``probe`` and, if its reconstructions are judged, ``reconstruction`` (sections of the configuration);
             ``out`` (folder); ``features`` (folder of the cached features).
         device: auto (a GPU where there is one), cpu or cuda.
 
@@ -76,7 +79,7 @@ def evaluate(spec: Mapping[str, Any], device: str = "auto") -> None:
         start = time.perf_counter()
         predictions, rows = probe(encoded, bench.table, spec["organs"], bench.probing)
         timing["probe_seconds"] = time.perf_counter() - start
-        if method.card.reconstructs:
+        if "reconstruction" in spec:
             start = time.perf_counter()
             settings = Reconstruction.model_validate(spec["reconstruction"])
             found, reconstructions, material = reconstruct(
@@ -127,12 +130,14 @@ def _bench(spec: Mapping[str, Any], device: str, weights: Mapping[str, Tensor] |
         load_weights(network, Path(spec["checkpoint"]))
     else:
         network.load_state_dict(weights)
-    scans = Scans(Path(spec["pool"]), Path(spec["index"]), Preparation.model_validate(spec["preparation"]))
+    preparation = Preparation.model_validate(spec["preparation"])
+    scans = Scans(Path(spec["pool"]), Path(spec["index"]), preparation)
+    view = Scans(Path(spec["pool"]), Path(spec["view"]), preparation) if "view" in spec else None
     table = evaluation_superpatches(scans, method.superpatch, spec["organs"], spec["label_numbers"], probing.positive_voxels)
     print(f"{len(table)} superpatches of {len(scans)} scans, {int(table['easy'].sum())} of them empty", flush=True)
     with device_for(device) as place:
         precision = resolve_precision(probing.precision, place)
-        yield _Bench(method, network.to(place).eval(), scans, table, probing, place, precision)
+        yield _Bench(method, network.to(place).eval(), scans, view, table, probing, place, precision)
 
 
 def _cost_rows(method: Method[Any]) -> list[dict[str, Any]]:
@@ -157,6 +162,7 @@ def _cached_features(spec: Mapping[str, Any], bench: _Bench, timing: dict[str, f
         "checkpoint": file_sha256(Path(spec["checkpoint"])),
         "method": [method.card.name, method.card.version, method.settings.model_dump(mode="json")],
         "scans": [[case.dataset, case.case, scans.row(i)["content_hash"]] for i, case in enumerate(scans.cases)],
+        **({"view": [bench.view.row(i)["content_hash"] for i in range(len(bench.view))]} if bench.view else {}),
         "preparation": spec["preparation"],
         "superpatch": method.superpatch,
         "threads": bench.probing.threads,
@@ -179,4 +185,4 @@ def _cached_features(spec: Mapping[str, Any], bench: _Bench, timing: dict[str, f
 
 def _features(bench: _Bench) -> NDArray[np.float32]:
     b = bench
-    return features(b.method, b.network, b.scans, b.table, b.method.superpatch, b.device, b.precision)
+    return features(b.method, b.network, b.scans, b.table, b.method.superpatch, b.device, b.precision, b.view)

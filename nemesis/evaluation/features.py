@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nemesis.data.store import AIR, normalise
+from nemesis.data.store import AIR, normalise, pad
+from nemesis.data.views import windows
 from nemesis.evaluation.progress import progress
 from nemesis.method import Method
 from nemesis.training.device import Precision, arithmetic
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor, nn
 
-    from nemesis.data.superpatches import Scans
+    from nemesis.data.scans import Scans
 
 ENCODING = 1  # raised whenever the features of the same network change: part of their cache's key
 BATCH_VOXELS = 2**22  # 2 superpatches of 128³, 128 of 32³
@@ -53,13 +54,40 @@ def features(
     edge: int,
     device: torch.device,
     precision: Precision = "32-true",
+    view: Scans | None = None,
 ) -> NDArray[np.float32]:
-    """Features (N, F) of the N superpatches of ``table``; the network is on ``device``, in evaluation mode."""
-    found = []
-    for places, voxels in batches(scans, table, edge):
+    """Features (N, F) of the N superpatches of ``table``; the network is on ``device``, in evaluation mode.
+
+    With a ``view`` (the same scans at a voxel size of the method's own) a superpatch is what lies at its place there: what is
+    shorter than ``edge`` is padded with air, and of what is longer the features are the mean over its windows
+    (:func:`nemesis.data.views.windows`).
+    """
+    found: list[NDArray[np.float32]] = []
+    counts = np.zeros(len(table), np.int64)
+    for places, voxels in batches(scans, table, edge) if view is None else _view_batches(scans, view, table, edge):
         with arithmetic(device, precision):
-            vectors = method.encode(network, voxels.to(device))
-        found.append(vectors.float().cpu().numpy())
-        for place in places:
-            progress("features", int(place) + 1, len(table))
-    return np.concatenate(found)
+            vectors = method.encode(network, voxels.to(device)).float().cpu().numpy()
+        for place, vector in zip(places.tolist(), vectors, strict=True):
+            if counts[place]:
+                found[place] = found[place] + vector
+            else:
+                found.append(vector)
+                progress("features", place + 1, len(table))
+            counts[place] += 1
+    return np.divide(np.stack(found), counts[:, None], dtype=np.float32)
+
+
+def _view_batches(scans: Scans, view: Scans, table: pd.DataFrame, edge: int) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+    """As :func:`batches`, of the windows in the view; the rows of ``table`` in their order, some more than once."""
+    starts, extents = (table[[f"{what}_{axis}" for axis in "dhw"]].to_numpy() for what in ("start", "valid"))
+    boxes = [
+        (row, scan, *window)
+        for row, scan in enumerate(table["scan"].tolist())
+        for window in windows(starts[row].tolist(), extents[row].tolist(), scans.shape(scan), view.shape(scan), edge)
+    ]
+    size = batch_size(edge**3)
+    for first in range(0, len(boxes), size):
+        some = boxes[first : first + size]
+        hu = [pad(view.hu(scan).read(start, extent, AIR), (edge,) * 3, AIR) for _, scan, start, extent in some]
+        voxels = torch.from_numpy(normalise(np.stack(hu), scans.preparation.hu_window))[:, None]
+        yield np.array([row for row, *_ in some]), voxels

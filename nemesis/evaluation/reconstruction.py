@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from nemesis.config import Reconstruction
-    from nemesis.data.superpatches import Scans
+    from nemesis.data.scans import Scans
 
 SSIM_SIGMA, SSIM_RADIUS = 1.5, 5
 SSIM_SLAB_VOXELS = 2**22  # a stitched volume is taken in slabs of about this size

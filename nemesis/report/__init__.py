@@ -1,9 +1,9 @@
 """From rows to what people read: tables, figures and the page. Imports neither torch nor MONAI."""
 
-VERSION = 4  # raised whenever the same rows and predictions print other numbers
+VERSION = 5  # raised whenever the same rows and predictions print other numbers
 
 # what the jobs write, by name: the workflow is planned from these
-COLLECTED = ("runs", "rows", "predictions", "reconstructions", "curves", "timings")
+COLLECTED = ("runs", "rows", "predictions", "reconstructions", "curves", "timings", "audit")
 TABLES = (
     "data", "main", "label_fractions", "ablations", "sweep", "maesil_reconstruction", "maesil_datasets", "reconstruction",
 )  # fmt: skip

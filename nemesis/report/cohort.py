@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +9,8 @@ from numpy.typing import NDArray
 
 from nemesis.config import Preparation
 from nemesis.data.cases import SCORED_KINDS
+from nemesis.data.scans import Scans
 from nemesis.data.store import StoredVolume
-from nemesis.data.superpatches import Scans
 from nemesis.report.figures.reconstructions import view
 from nemesis.report.figures.style import COLOURS, GREY, SMALL, TEXT, defaults, panels
 from nemesis.report.results import Results, picture
@@ -59,14 +58,14 @@ def organs(results: Results) -> pd.DataFrame:
     """
     import pandas as pd
 
-    known = {(case.dataset, case.case) for pool in POOLS for case in scans(results, pool).cases}
+    of_pools = [scans(results, pool) for pool in POOLS]
+    known = {(row["dataset"], row["case"]): row for pool in of_pools for row in map(pool.row, range(len(pool)))}
     volumes: dict[str, list[float]] = {}
-    for path in sorted((results.folder / "data").glob("*.verdicts.json")):
-        for verdict in json.loads(path.read_text(encoding="utf-8"))["cases"]:
-            if (verdict["dataset"], verdict["case"]) in known and verdict["kind"] in SCORED_KINDS:
-                voxel = float(np.prod(verdict["spacing"])) / 1000  # ml
-                for organ in verdict["annotated"]:
-                    volumes.setdefault(organ, []).append(verdict["voxels"][organ] * voxel)
+    for _, row in sorted(known.items()):
+        if row["kind"] in SCORED_KINDS:
+            voxel, counted = float(np.prod(row["spacing"])) / 1000, dict(row["voxels"])  # ml
+            for organ in row["annotated"]:
+                volumes.setdefault(organ, []).append(counted[organ] * voxel)
     rows = results.collected("rows")
     methods = {entry["run"] for entry in results.spec["runs"] if entry["part"] == "methods"}
     shares = rows[(rows["metric"] == "prevalence") & (rows["easy_negatives"] == "out") & rows["run"].isin(methods)]

@@ -7,6 +7,7 @@ predictions.parquet   what the probes predicted for every superpatch, with the r
 reconstructions.parquet   how well every superpatch was reconstructed, with the run; a row group per run
 curves.parquet        run, step, monitor, value: the training curves
 timings.parquet       run, stage, name, value, text: wall-clock and memory, which no table of quality ever sees
+audit.parquet         pairs of scans that are one, or of one patient (nemesis.data.audit): pools, first, second, why, score
 trials.parquet        of an adaptive sweep alone: its trials, as nemesis.sweep.search left them
 experiment.json       the specification of all these: plans of other configurations may lie beside them in the experiment's
                       folder
@@ -39,15 +40,16 @@ def collect(spec: Mapping[str, Any], out: Path) -> None:
         spec: what every job of the report takes:
             ``experiment`` (name); ``runs``: a list, in the order of the configuration, of mappings with ``run`` (id),
             ``part`` (methods, sweep or ablations: what asks for it), ``label`` (as printed), ``method`` (registered name),
-            ``seed``, ``evaluation`` (folder with rows.parquet, predictions.parquet, reconstructions.parquet, timing.json
-            and reconstruction.npz) and ``folder`` (run directory with run.json, checkpoint.safetensors, timing.json and
-            perhaps curve.jsonl), of the sweep ``embed_dim`` and ``mask_ratio``, of an ablation its ``group``;
+            ``trained_on`` (data sets whose scans its published weights saw; None: it has none), ``seed``, ``evaluation``
+            (folder with rows.parquet, predictions.parquet, reconstructions.parquet, timing.json and reconstruction.npz) and
+            ``folder`` (run directory with run.json, checkpoint.safetensors, timing.json and perhaps curve.jsonl), of the sweep
+            ``embed_dim`` and ``mask_ratio``, of an ablation its ``group``;
             ``config`` (the resolved configuration as a mapping, shown to readers); ``config_hash``; ``versions`` (name
             → version); ``datasets`` (names of the evaluated datasets); ``data``: a list of mappings with ``dataset``, ``pool``,
             ``patients``, ``scans`` (numbers) and ``kinds`` (of labels → number of scans); ``pools`` (``pretraining`` and
-            ``evaluation``: a file each); ``transductive`` (number of evaluation patients that were pretrained on, too);
-            ``bootstrap`` (resamples); ``seed`` (of the bootstrap); of an adaptive sweep ``search``, the folder of its trials
-            and its best run.
+            ``evaluation``: a file each); ``audit`` (file); ``transductive`` (number of evaluation patients that were pretrained
+            on, too); ``bootstrap`` (resamples); ``seed`` (of the bootstrap); of an adaptive sweep ``search``, the folder of its
+            trials and its best run.
 
     Raises:
         NemesisError: files that are missing, all at once.
@@ -69,6 +71,7 @@ def collect(spec: Mapping[str, Any], out: Path) -> None:
         [(name, pa.string()) for name in ("run", "stage", "name")] + [("value", pa.float64()), ("text", pa.string())]
     )
     write_parquet(out / "timings.parquet", pa.Table.from_pylist(list(_timings(spec)), schema=timings))
+    write_parquet(out / "audit.parquet", _audit(Path(spec["audit"])))
     if "search" in spec:
         write_bytes(out / "trials.parquet", (Path(spec["search"]) / "trials.parquet").read_bytes())
     write_text(out / SPECIFICATION, json.dumps(spec, indent=1, ensure_ascii=False) + "\n")
@@ -147,7 +150,7 @@ def first_seed(spec: Mapping[str, Any], label: str) -> Mapping[str, Any]:
 
 def _require(spec: Mapping[str, Any]) -> None:
     wanted = [Path(e["evaluation"]) / name for e in spec["runs"] for name in ("rows.parquet", *BY_SUPERPATCH, "timing.json")]
-    wanted += [Path(e["folder"]) / "run.json" for e in spec["runs"]]
+    wanted += [Path(e["folder"]) / "run.json" for e in spec["runs"]] + [Path(spec["audit"])]
     faults = [
         Fault(str(path), "does not exist", "Run the workflow again: it repeats the job that makes it")
         for path in dict.fromkeys(wanted)
@@ -155,6 +158,14 @@ def _require(spec: Mapping[str, Any]) -> None:
     ]
     if faults:
         raise NemesisError(faults)
+
+
+def _audit(path: Path) -> pa.Table:
+    import pyarrow as pa
+
+    text = pa.string()
+    columns = {"pools": text, "first": text, "second": text, "why": pa.list_(text), "score": pa.float64()}
+    return pa.Table.from_pylist(json.loads(path.read_text(encoding="utf-8"))["pairs"], schema=pa.schema(list(columns.items())))
 
 
 def _evaluations(spec: Mapping[str, Any]) -> dict[str, Path]:

@@ -7,7 +7,7 @@ import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nemesis.files import file_sha256, write_text
 from nemesis.report.collect import of_part, reference_label
@@ -15,6 +15,9 @@ from nemesis.report.figures.style import DPI
 from nemesis.report.render import SUFFIXES, interval, number
 from nemesis.report.tables import PROTOCOLS
 from nemesis.runs import AS_CONFIGURED
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 SIGNIFICANT = 0.05
 PIXELS_PER_INCH = 110  # of the page, at which the figures' letters are as tall as the tables'
@@ -77,17 +80,10 @@ def write_page(spec: Mapping[str, Any], tables: Path, figures: Path, out: Path) 
         figures: folder that ``draw_figures`` wrote.
     """
     import yaml
-    from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(
-        loader=PackageLoader("nemesis.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     printed = [tables / f"{name}{suffix}" for section in SECTIONS for name in section.tables for suffix in SUFFIXES]
-    page = environment.get_template("page.html").render(
+    template = environment().get_template("page.html")
+    page = template.render(
         spec=spec,
         findings=[*_methods(spec, tables), *_ablations(spec, tables), *_sweep(spec, tables)],
         sections=[
@@ -104,6 +100,14 @@ def write_page(spec: Mapping[str, Any], tables: Path, figures: Path, out: Path) 
         configuration=yaml.safe_dump(spec["config"], sort_keys=False, allow_unicode=True, width=100),
     )
     write_text(out, page)
+
+
+def environment() -> Environment:
+    """Where the templates of pages are found, with every name in them escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("nemesis.report", ".")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def _table(stem: Path) -> dict[str, Any]:

@@ -321,6 +321,7 @@ def _write(search: Search, trials: list[Attempts]) -> None:
     search.pretrain(run)  # only if its checkpoint has been deleted
     evaluate(search.evaluation(run, out), search.device)
     entry = {"run": run.id, "part": run.part, "label": run.label, **run.place, "method": run.method, "seed": run.seed}
+    entry |= {"trained_on": find(run.method).card.trained_on}
     entry |= {"evaluation": str(out), "folder": str(search.run_folder(run))}
     entry |= {"trial": best.number, "validation_auroc": best.value, "study": search.path.name}
     write_text(search.out / "best.json", json.dumps(entry, indent=1) + "\n")
@@ -407,6 +408,6 @@ def point(trial: Trial | FrozenTrial) -> tuple[int, float]:
 
 def _digest(spec: Mapping[str, Any]) -> str:
     """Names what proposals and scores depend on; how many trials there are to be may change on the way."""
-    judged = {name: value for name, value in spec["evaluate"].items() if name not in ("index", "reconstruction")}
+    judged = {name: value for name, value in spec["evaluate"].items() if name not in ("index", "reconstruction", "view")}
     search = {name: value for name, value in spec["search"].items() if name != "trials"}
     return digest([spec["embed_dims"], spec["mask_ratios"], search, spec["template"], judged, spec["version"]])

@@ -24,12 +24,16 @@ import nemesis.evaluation
 import nemesis.evaluation.features
 import nemesis.models
 import nemesis.training
-from nemesis.config import Config, NiftiFolder, Preparation, Probe, Reconstruction
-from nemesis.data.cases import label_numbers, list_cases, write_manifest
-from nemesis.data.ingest import check, ingest
+from nemesis.config import Config, Preparation, Probe, Reconstruction
+from nemesis.data.cases import write_manifest
+from nemesis.data.gate import write_index
+from nemesis.data.ingest import ingest
+from nemesis.data.listings import label_numbers, list_cases
 from nemesis.data.phantom import make_subject
 from nemesis.data.pools import folds, label_subsets, split, write_pool
-from nemesis.data.superpatches import Scans, draw_crop, evaluation_superpatches
+from nemesis.data.scans import Scans
+from nemesis.data.superpatches import draw_crop, evaluation_superpatches
+from nemesis.datasets import ScanFiles
 from nemesis.evaluation.features import features
 from nemesis.evaluation.probe import probe
 from nemesis.evaluation.reconstruction import psnr, reconstruct, ssim
@@ -86,13 +90,13 @@ def scans(tmp_path_factory):
             )
             (raw / f"c{number}").mkdir(exist_ok=True)
             nibabel.save(image.as_reoriented(turn), raw / f"c{number}" / f"{name}.nii.gz")
-    dataset = NiftiFolder(reader="nifti", name="ct", labels={"exhaustive": "{case}/label.nii.gz"}, label_numbers=ORGANS)
+    dataset = ScanFiles(reader="files", name="ct", labels={"exhaustive": "{case}/label.nii.gz"}, label_numbers=ORGANS)
 
     def ingested(name, preparation):
         cases, folder = list_cases(dataset, raw), out / name
         write_manifest(folder / "manifest.json", dataset, cases, label_numbers(dataset, raw))
-        ingest(folder / "manifest.json", raw, folder / "store", folder / "verdicts.json", preparation, EDGE, 1)
-        check([folder / "verdicts.json"], folder / "index.parquet")
+        ingest(folder / "manifest.json", raw, folder / "store", folder / "verdicts.json", preparation, EDGE, 0)
+        write_index([folder / "verdicts.json"], folder / "index.parquet")
         write_pool(folder / "pool.json", cases, labels=True)
         rows = pq.read_table(folder / "index.parquet").to_pylist()
         return Scans(folder / "pool.json", folder / "index.parquet", preparation), cases, rows

@@ -3,8 +3,10 @@ import shutil
 
 import pytest
 
-from nemesis.config import NiftiFolder, NnunetFolder, PhantomCohort
-from nemesis.data.cases import check_organs, fingerprint, label_numbers, list_cases, read_manifest, write_manifest
+from nemesis.data.cases import check_organs, read_manifest, write_manifest
+from nemesis.data.listings import label_numbers, list_cases
+from nemesis.data.seen import fingerprint
+from nemesis.datasets import NnunetFolder, PhantomCohort, ScanFiles
 from nemesis.errors import NemesisError
 
 ORGANS = {"liver": 1, "aorta": 2}
@@ -16,9 +18,9 @@ def put(root, *names, content=b"scan"):
         (root / name).write_bytes(content + name.encode())
 
 
-def nifti(**changes):
+def files(**changes):
     labels = {"exhaustive": "{case}/label.nii.gz", "pseudo": "{case}/pseudo.nii.gz"}
-    return NiftiFolder(**{"reader": "nifti", "name": "ct", "labels": labels, "label_numbers": ORGANS} | changes)
+    return ScanFiles(**{"reader": "files", "name": "ct", "labels": labels, "label_numbers": ORGANS} | changes)
 
 
 def nnunet_folder(root, cases, **content):
@@ -35,10 +37,10 @@ def faults(dataset, root, exclude=()):
     return [str(fault) for fault in caught.value.faults]
 
 
-def test_nifti_cases_with_their_kind_of_label(tmp_path):
+def test_cases_of_files_with_their_kind_of_label(tmp_path):
     put(tmp_path, "b/image.nii.gz", "b/label.nii.gz", "a/image.nii.gz", "a/pseudo.nii.gz", "c/image.nii.gz", "README.md")
     put(tmp_path, ".hidden/image.nii.gz")
-    cases = list_cases(nifti(), tmp_path)
+    cases = list_cases(files(), tmp_path)
     assert [(c.case, c.kind, c.label) for c in cases] == [
         ("a", "pseudo", "a/pseudo.nii.gz"),
         ("b", "exhaustive", "b/label.nii.gz"),
@@ -49,25 +51,25 @@ def test_nifti_cases_with_their_kind_of_label(tmp_path):
 
 def test_a_file_belongs_to_the_most_specific_pattern(tmp_path):
     put(tmp_path, "a.nii.gz", "a_label.nii.gz", "b.nii.gz")
-    cases = list_cases(nifti(image="./{case}.nii.gz", labels={"partial": "{case}_label.nii.gz"}), tmp_path)
+    cases = list_cases(files(image="./{case}.nii.gz", labels={"partial": "{case}_label.nii.gz"}), tmp_path)
     assert [(c.case, c.kind) for c in cases] == [("a", "partial"), ("b", "none")]
 
 
 def test_every_fault_of_a_folder_is_told_at_once(tmp_path):
     put(tmp_path, "good/image.nii.gz", "two/image.nii.gz", "two/label.nii.gz", "two/pseudo.nii.gz", "lost/label.nii.gz")
     (tmp_path / "empty").mkdir()
-    told = faults(nifti(), tmp_path)
+    told = faults(files(), tmp_path)
     assert len(told) == 3
     for case in ("empty", "lost", "two"):
         assert any(f"exclude: [ct/{case}]" in fault and str(tmp_path / case) in fault for fault in told)
-    cases = list_cases(nifti(labels={}), tmp_path, ["ct/empty", "ct/lost", "ct/two", "other/good"])
+    cases = list_cases(files(labels={}), tmp_path, ["ct/empty", "ct/lost", "ct/two", "other/good"])
     assert [case.case for case in cases] == ["good"]
 
 
 def test_an_excluded_case_must_exist(tmp_path):
     put(tmp_path, "patient_1/image.nii.gz")
-    assert "Did you mean 'ct/patient_1'?" in faults(nifti(labels={}), tmp_path, ["ct/patient_l"])[0]
-    assert "leaves no case" in faults(nifti(labels={}), tmp_path, ["ct/patient_1"])[0]
+    assert "Did you mean 'ct/patient_1'?" in faults(files(labels={}), tmp_path, ["ct/patient_l"])[0]
+    assert "leaves no case" in faults(files(labels={}), tmp_path, ["ct/patient_1"])[0]
 
 
 @pytest.mark.parametrize(
@@ -82,21 +84,21 @@ def test_an_excluded_case_must_exist(tmp_path):
     ],
 )
 def test_faults_of_a_whole_folder(tmp_path, changes, what):
-    assert what in faults(nifti(**changes), tmp_path)[0]
+    assert what in faults(files(**changes), tmp_path)[0]
 
 
 def test_a_label_pattern_that_fits_nothing_is_not_taken_for_no_labels(tmp_path):
     put(tmp_path, "a/image.nii.gz")
-    told = faults(nifti(labels={"exhaustive": "{case}/lable.nii.gz"}), tmp_path)
+    told = faults(files(labels={"exhaustive": "{case}/lable.nii.gz"}), tmp_path)
     assert len(told) == 1
     assert "no file fits the pattern '{case}/lable.nii.gz'" in told[0]
 
 
 def test_missing_folder(tmp_path):
-    assert "does not exist" in faults(nifti(), tmp_path / "nowhere")[0]
+    assert "does not exist" in faults(files(), tmp_path / "nowhere")[0]
     (tmp_path / "file").touch()
-    assert "not a folder" in faults(nifti(), tmp_path / "file")[0]
-    assert "data_root" in faults(nifti(), None)[0]
+    assert "not a folder" in faults(files(), tmp_path / "file")[0]
+    assert "data_root" in faults(files(), None)[0]
 
 
 def test_nnunet_without_a_list_of_drawn_structures_is_exhaustive(tmp_path):
@@ -135,7 +137,7 @@ def test_nnunet_faults_of_cases(tmp_path):
         ({"labels": {"background": 0, "liver": 1, "ignore": 2}}, "ignore label"),
         ({"channel_names": {"0": "T2"}}, "not one of CT"),
         ({"channel_names": {"0": "CT", "1": "PET"}}, "not one of CT"),
-        ({"file_ending": ".nrrd"}, "file_ending"),
+        ({"file_ending": ".png"}, "file_ending"),
         ({"labelled_structures": {"p1": ["heart"]}}, "heart"),
         ({"labelled_structures": ["p1"]}, "not a mapping"),
     ],
@@ -188,7 +190,7 @@ def test_the_fingerprint_sees_every_change_of_a_small_file_and_the_ends_of_a_lar
 
 def test_a_redrawn_label_map_leaves_the_scan_its_fingerprint(tmp_path):
     put(tmp_path, "a/image.nii.gz", "a/label.nii.gz")
-    dataset = nifti(labels={"exhaustive": "{case}/label.nii.gz"})
+    dataset = files(labels={"exhaustive": "{case}/label.nii.gz"})
     before = list_cases(dataset, tmp_path)[0]
     put(tmp_path, "a/label.nii.gz", content=b"other")
     after = list_cases(dataset, tmp_path)[0]

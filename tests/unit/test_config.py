@@ -81,7 +81,7 @@ def test_misspelt_keys_are_told_all_at_once_with_what_was_meant():
         ({"preparation": {"hu_window": [250, -175]}}, "low < high"),
         ({"probe": {"label_fractions": [0.0]}}, r"\(0, 1\]"),
         ({"datasets": [{"reader": "phantom"}, {"reader": "phantom"}]}, "different names"),
-        ({"datasets": [{"reader": "nifti", "name": "x", "image": "a.nii"}]}, "{case}"),
+        ({"datasets": [{"reader": "files", "name": "x", "image": "a.nii"}]}, "{case}"),
     ],
 )
 def test_wrong_values_are_sentences(change, said):

@@ -207,16 +207,16 @@ def test_keys_of_reconstructions_reach_the_methods_that_reconstruct_only(planned
 
 def test_manifests_hold_the_cases_of_the_pools_only(planned):
     experiment = planned(pools={"evaluation": 3, "pretraining": 1})
-    (dataset,) = experiment.datasets
-    listed = [case["case"] for case in json.loads(dataset.manifest.read_text())["cases"]]
+    (dataset,), (shard,) = experiment.datasets, experiment.shards.values()
+    listed = [case["case"] for case in json.loads(shard.manifest.read_text())["cases"]]
     assert listed == sorted(case.case for case in (*experiment.pretraining, *experiment.evaluation)) and len(listed) == 4
     assert [case.case for case in dataset.cases] == listed
 
 
 ABSENT = {
     "datasets": [
-        {"reader": "nifti", "name": "judged", "root": "judged", "labels": {"exhaustive": "{case}/label.nii.gz"}, "expected": 5},
-        {"reader": "nifti", "name": "bare", "root": "bare", "expected": 40},
+        {"reader": "files", "name": "judged", "root": "judged", "labels": {"exhaustive": "{case}/label.nii.gz"}, "expected": 5},
+        {"reader": "files", "name": "bare", "root": "bare", "expected": 40},
         {"reader": "nnunet", "name": "drawn", "root": "drawn", "expected": 3},
     ],
     "pools": {"evaluation": {"judged": "all", "drawn": "all"}},
@@ -247,7 +247,7 @@ def test_a_real_run_refuses_folders_that_are_not_there(planned, tmp_path):
 
 def test_stand_ins_leave_nothing_that_a_real_run_could_take_for_real(planned, tmp_path):
     experiment = planned(**ABSENT, dry_run=True)
-    written = [*(d.manifest for d in experiment.datasets), experiment.pretraining_pool, experiment.evaluation_pool]
+    written = [*(shard.manifest for shard in experiment.shards.values()), experiment.pretraining_pool, experiment.evaluation_pool]
     assert all(path.is_file() and experiment.inputs in path.parents for path in [*written, experiment.report_file])
     assert not (tmp_path / "results").exists() and tmp_path not in experiment.inputs.parents
     assert experiment.run_folder("x").parent == tmp_path / "results" / "runs"
@@ -277,7 +277,7 @@ def test_stand_ins_bear_the_names_that_the_configuration_calls_and_never_those_i
 )
 def test_stand_ins_have_the_best_labels_that_their_dataset_can_have(planned, kinds, kind):
     labels = {each: f"{{case}}/{each}.nii.gz" for each in kinds}
-    more = {"reader": "nifti", "name": "more", "root": "more", "labels": labels, "expected": 2}
+    more = {"reader": "files", "name": "more", "root": "more", "labels": labels, "expected": 2}
     experiment = planned(
         datasets=[*BASE["datasets"], more], pools={"evaluation": {"phantom": 3}, "pretraining": {"more": "all"}}, dry_run=True
     )
@@ -291,7 +291,7 @@ def test_a_dry_run_lists_what_is_there_and_refuses_what_it_cannot_stand_in_for(p
     assert len(experiment.pretraining) + len(experiment.evaluation) == 6 and experiment.inputs == tmp_path / "results"
     assert experiment.report_file.is_file()
     with pytest.raises(NemesisError, match="does not exist"):
-        planned(datasets=[{"reader": "nifti", "name": "ct", "root": "no/such"}], dry_run=True)
+        planned(datasets=[{"reader": "files", "name": "ct", "root": "no/such"}], dry_run=True)
     with pytest.raises(NemesisError, match="is a file"):
         planned(datasets=[{**drawn, "root": str(tmp_path / "config.yaml"), "expected": 9}], dry_run=True)
 
@@ -300,7 +300,7 @@ def test_how_many_scans_are_expected_changes_no_run_and_no_report(planned, tmp_p
     drawn = nnunet(tmp_path / "ct", {case: ["liver", "spleen"] for case in "abcdef"})
     one, other = (planned(datasets=[{**drawn, **more}], organs=["liver"]) for more in ({}, {"expected": 99}))
     assert ids(one) == ids(other) and one.report_file == other.report_file
-    assert "expected" not in other.datasets[0].manifest.read_text()
+    assert "expected" not in other.shards["ct/0"].manifest.read_text()
 
 
 def test_a_root_lies_inside_data_root(planned, tmp_path):
@@ -340,3 +340,71 @@ def test_the_same_share_of_a_superpatch_of_another_size_makes_it_positive(planne
     experiment = planned(superpatch=32, ablations={"variants": variants}, probe={"folds": 3, "positive_voxels": 20})
     found = {run.label: experiment.evaluate_spec(run.id)["probe"]["positive_voxels"] for run in experiment.runs}
     assert found == {"NEMESIS": 20, "Random ViT": 20, "AE": 20, "as configured": 20, "16": 2, "64": 160}
+
+
+def many(folder, names):
+    """A folder of scans that are only listed."""
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / f"{name}.nii.gz").write_text(name)
+    labelled = {"reader": "phantom", "subjects": 8, "base_spacing_mm": 12.0}
+    return [labelled, {"reader": "files", "name": "many", "root": str(folder), "image": "{case}.nii.gz"}]
+
+
+POOLS = {"evaluation": {"phantom": 3}}
+
+
+def test_cases_are_ingested_in_shards_and_one_more_changes_one_manifest(planned, tmp_path):
+    top = {"datasets": many(tmp_path / "many", [f"s{n:03d}" for n in range(90)]), "pools": POOLS, "ingest_shard": 25}
+    before = planned(**top)
+    of_many = {name: shard for name, shard in before.shards.items() if name.startswith("many/")}
+    assert set(before.shards) == {"phantom/0", *(f"many/{n}" for n in range(4))}
+    assert sorted(case.case for shard in of_many.values() for case in shard.cases) == [f"s{n:03d}" for n in range(90)]
+    assert max(len(shard.cases) for shard in of_many.values()) < 40
+    written = {name: shard.manifest.read_text() for name, shard in before.shards.items()}
+    many(tmp_path / "many", ["t"])
+    after = planned(**top)
+    changed = [name for name, shard in after.shards.items() if shard.manifest.read_text() != written[name]]
+    assert len(changed) == 1 and "t" in [case.case for case in after.shards[changed[0]].cases]
+    assert ids(planned(**{**top, "ingest_shard": 7})) == ids(after)
+
+
+def test_a_larger_superpatch_of_a_variant_leaves_the_store_where_it_is(planned):
+    variant = {"variants": [{"label": "large", "group": "superpatch", "superpatch": 32}]}
+    one, other = planned(), planned(ablations=variant)
+    assert one.datasets[0].folder == other.datasets[0].folder
+    specs = [experiment.ingest_spec(experiment.shards["phantom/0"]) for experiment in (one, other)]
+    assert [(spec["superpatch"], spec["largest_superpatch"]) for spec in specs] == [(16, 16), (16, 32)]
+    assert planned(preparation={"hu_window": [-100, 200]}).datasets[0].folder == one.datasets[0].folder
+    assert planned(preparation={"spacing_mm": [9, 9, 9]}).datasets[0].folder != one.datasets[0].folder
+
+
+def test_keys_that_came_later_change_no_run_at_their_defaults(planned):
+    run = planned().runs[0]
+    assert not {"sampling", "augmentation"} & set(run.identity["pretraining"]) and "spacing_mm" not in run.identity
+    before, flips = ids(planned()), {"flip": 0.5}
+    assert ids(planned(pretraining={"sampling": "scan", "augmentation": {"flip": 0}})) == before
+    for recipe in ({"sampling": "size"}, {"augmentation": flips}):
+        after = planned(pretraining=recipe)
+        assert ids(after)["NEMESIS"] != before["NEMESIS"] and ids(after)["Random ViT"] == before["Random ViT"]
+    assert after.runs[0].identity["pretraining"]["augmentation"] == {"flip": 0.5, "rotate": 0.0, "shift": 0.0, "shift_size": 0.1}
+
+
+def test_a_voxel_size_of_its_own_is_part_of_a_run_which_learns_from_views(planned):
+    own = {**AE, "label": "Fine AE", "spacing_mm": [6, 6, 6]}
+    control = {"name": "random_vit", "settings": {"embed_dim": 64, "depth": 1}, "spacing_mm": [6, 6, 6]}
+    experiment = planned(methods=[AE, own, control])
+    plain, fine, untrained = experiment.runs
+    assert plain.id == ids(planned())["AE"] and len({plain.id, fine.id, untrained.id}) == 3
+    assert experiment.views == [(6.0, 6.0, 6.0)]
+    assert experiment.index_of(plain) == experiment.index
+    assert experiment.index_of(fine) == experiment.index_of(untrained) == experiment.folder / "data" / "index@6x6x6.parquet"
+    spec = experiment.evaluate_spec(fine.id)
+    assert spec["view"] == str(experiment.index_of(fine)) and "reconstruction" not in spec
+    assert "view" not in experiment.evaluate_spec(plain.id) and "reconstruction" in experiment.evaluate_spec(plain.id)
+    shard = experiment.shards["phantom/0"]
+    view = experiment.ingest_spec(shard, (6.0, 6.0, 6.0))
+    assert view["view"] == (6.0, 6.0, 6.0) and view["largest_superpatch"] == 16
+    assert Path(view["verdicts"]).name == "0@6x6x6.verdicts.json" and view["volumes"] == str(shard.dataset.folder)
+    same = planned(methods=[{**AE, "spacing_mm": [9, 9, 9]}], preparation={"spacing_mm": [9, 9, 9]})
+    assert not same.views and same.runs[0].spacing is None

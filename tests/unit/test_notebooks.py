@@ -40,7 +40,6 @@ def finish(report: Report, folder: Path) -> Path:
     for made in (report.collected, report.tables, report.figures):
         shutil.copytree(made, folder / made.name)
     pool, _ = ingest_phantoms(folder / "data")
-    (folder / "data" / "verdicts.json").rename(folder / "data" / "phantom.verdicts.json")
     cases = json.loads(pool.read_text())["cases"]
     pools = {"pretraining": cases[:1], "evaluation": cases[1:]}
     for name, of_pool in pools.items():

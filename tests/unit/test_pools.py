@@ -115,6 +115,16 @@ def test_faults_of_counts_per_dataset_are_told_at_once():
     assert len(told) == 4
 
 
+def test_transductive_only_where_nobody_else_is_left(caplog):
+    some = cases(3)
+    told = Pools(evaluation=["e0", "e1", "e2"], transductive="if_needed")
+    pretraining, evaluation = split(some, told)
+    assert pretraining == evaluation == some and "transductive" in caplog.text
+    caplog.clear()
+    pretraining, evaluation = split([*some, case("more", "none")], told)
+    assert names(pretraining) == {"more"} and evaluation == some and not caplog.text
+
+
 def test_transductive():
     some = cases(6)
     pretraining, evaluation = split(some, Pools(evaluation=2, transductive=True))

@@ -106,6 +106,18 @@ def test_stopped_on_the_way_leaves_its_state_and_ends_with_the_bytes_of_an_undis
     assert sorted(path.name for path in run.iterdir() if path.name != "lock") == sorted(OUTPUTS)
 
 
+@pytest.mark.parametrize("recipe", [{"augmentation": {"flip": 0.5, "rotate": 0.5, "shift": 0.5}}, {"sampling": "size"}])
+def test_other_draws_and_augmented_ones_give_other_weights_and_the_same_again_however_often_stopped(
+    cohort, undisturbed, tmp_path, recipe
+):
+    whole, parts = tmp_path / "whole" / "run", tmp_path / "parts" / "run"
+    for run, stops in ((whole, [None]), (parts, [3, 13, None])):
+        for until in stops:
+            pretrain(identity_of(DROPOUT, **recipe), run, *cohort, "cpu", workers=0, state_every=100, until=until)
+    assert bits(whole) == bits(parts)
+    assert (whole / "curve.jsonl").read_bytes() != (undisturbed / "curve.jsonl").read_bytes()
+
+
 def test_to_stop_at_the_last_step_or_beyond_is_to_finish(cohort, undisturbed, tmp_path):
     pretrain(identity_of(DROPOUT), tmp_path / "run", *cohort, "cpu", workers=0, state_every=100, until=24)
     assert bits(tmp_path / "run") == bits(undisturbed)

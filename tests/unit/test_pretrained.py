@@ -218,10 +218,12 @@ def test_load_takes_a_run_s_folder_and_refuses_other_methods(tmp_path):
         nemesis.load(tmp_path / "other")
 
 
-def test_an_exported_run_prepares_scans_as_the_run_does(tmp_path):
+@pytest.mark.parametrize("own", [False, True])
+def test_an_exported_run_prepares_scans_as_the_run_does(tmp_path, own):
     run_folder(tmp_path / "run")
     identity = json.loads((tmp_path / "run/run.json").read_text())
-    identity["preparation"] |= {"spacing_mm": [3.0, 1.0, 1.5], "hu_window": [-100.0, 300.0]}
+    identity["preparation"] |= {"spacing_mm": [9.0, 9.0, 9.0] if own else [3.0, 1.0, 1.5], "hu_window": [-100.0, 300.0]}
+    identity |= {"spacing_mm": [3.0, 1.0, 1.5]} if own else {}
     (tmp_path / "run/run.json").write_text(json.dumps(identity))
     nemesis.load(tmp_path / "run").save_pretrained(tmp_path / "net")
     scan = save(tmp_path / "scan.nii.gz", body((20, 24, 16)))

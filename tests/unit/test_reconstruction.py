@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 import nemesis.method
 from nemesis.config import Preparation, Probe, Reconstruction
+from nemesis.data.scans import Scans
 from nemesis.data.store import write_volume
-from nemesis.data.superpatches import Scans, evaluation_superpatches
+from nemesis.data.superpatches import evaluation_superpatches
 from nemesis.errors import NemesisError
 from nemesis.evaluation import reconstruction
 from nemesis.evaluation.cost import method_cost
@@ -78,7 +79,8 @@ def make_store(folder: Path, cases: int = 6) -> tuple[Path, Path]:
         member = {"dataset": "ct", "case": name, "patient": name, "fingerprint": "f", "label_fingerprint": "l"}
         members.append(member)
         labelled = {"kind": "exhaustive", "annotated": ["liver"]}
-        rows.append(member | labelled | {"store": f"{name}/{name}", "spacing": [5.0, 1.0, 2.0], "content_hash": f"h{number}"})
+        stored = {"store": f"{name}/{name}", "shape": SHAPE, "spacing": [5.0, 1.0, 2.0], "content_hash": f"h{number}"}
+        rows.append(member | labelled | stored | {"hu_window": PREPARATION.hu_window, "map_offset": 0})
     pq.write_table(pa.Table.from_pylist(rows), folder / "index.parquet")
     (folder / "pool.json").write_text(json.dumps({"cases": members}))
     return folder / "pool.json", folder / "index.parquet"

@@ -24,7 +24,8 @@ from optuna.trial import TrialState
 from phantoms import NEMESIS
 
 from nemesis.config import Preparation
-from nemesis.data.ingest import check, ingest
+from nemesis.data.gate import write_index
+from nemesis.data.ingest import ingest
 from nemesis.errors import Fault, NemesisError, TrainingError
 from nemesis.evaluation import evaluate as evaluating
 from nemesis.experiment import plan
@@ -57,11 +58,11 @@ def experiment(tmp_path_factory):
     folder = tmp_path_factory.mktemp("experiment")
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     planned = plan([folder / "config.yaml"], results=folder / "results")
-    for dataset in planned.datasets:
-        s = planned.ingest_spec(dataset)
+    for shard in planned.shards.values():
+        s = planned.ingest_spec(shard)
         preparation = Preparation.model_validate(s["preparation"])
-        ingest(Path(s["manifest"]), None, Path(s["volumes"]), Path(s["verdicts"]), preparation, s["superpatch"], 1)
-    check([dataset.verdicts for dataset in planned.datasets], planned.index)
+        ingest(Path(s["manifest"]), None, Path(s["volumes"]), Path(s["verdicts"]), preparation, s["superpatch"], 0)
+    write_index([shard.verdicts for shard in planned.shards.values()], planned.index)
     return planned
 
 

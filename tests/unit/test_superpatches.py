@@ -1,40 +1,33 @@
 import json
-import math
 import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from small_scans import RAS, REAL, body, organs, save
 
-from nemesis.config import NiftiFolder, NnunetFolder, Preparation
-from nemesis.data.cases import label_numbers, list_cases, write_manifest
-from nemesis.data.ingest import check, ingest
+from nemesis.config import Preparation
+from nemesis.data.cases import write_manifest
+from nemesis.data.foreground import foreground
+from nemesis.data.gate import write_index
+from nemesis.data.ingest import ingest
+from nemesis.data.listings import label_numbers, list_cases
 from nemesis.data.pools import write_pool
-from nemesis.data.store import AIR, normalise
-from nemesis.data.superpatches import (
-    Scans,
-    brightest,
-    draw_crop,
-    evaluation_superpatches,
-    foreground,
-    grid,
-    grid_foreground,
-)
+from nemesis.data.scans import Scans
+from nemesis.data.store import AIR
+from nemesis.data.superpatches import draw_crop, evaluation_superpatches
+from nemesis.datasets import NnunetFolder, ScanFiles
 from nemesis.errors import NemesisError
 
-SHAPES = st.tuples(*[st.integers(1, 40)] * 3)
 WINDOW = (-175.0, 250.0)
 ORGANS = {"liver": 1, "aorta": 2, "spleen": 3}
 
 
-def store(tmp, dataset, root, edge, preparation=Preparation(), workers=1):  # noqa: B008 - frozen
+def store(tmp, dataset, root, edge, preparation=Preparation(), workers=0):  # noqa: B008 - frozen
     """The scans of a whole dataset, ingested."""
     cases, numbers = list_cases(dataset, root), label_numbers(dataset, root)
     write_manifest(tmp / "manifest.json", dataset, cases, numbers)
     ingest(tmp / "manifest.json", root, tmp / "store", tmp / "store/verdicts.json", preparation, edge, workers)
-    check([tmp / "store" / "verdicts.json"], tmp / "index.parquet")
+    write_index([tmp / "store" / "verdicts.json"], tmp / "index.parquet")
     write_pool(tmp / "pool.json", cases, labels=True)
     return Scans(tmp / "pool.json", tmp / "index.parquet", preparation), cases
 
@@ -49,47 +42,8 @@ def small(tmp_path_factory):
         if name:
             save(raw / case / f"{name}.nii.gz", organs(shape))
     labels = {"exhaustive": "{case}/full.nii.gz", "partial": "{case}/part.nii.gz", "pseudo": "{case}/fake.nii.gz"}
-    dataset = NiftiFolder(reader="nifti", name="ct", labels=labels, label_numbers=ORGANS)
+    dataset = ScanFiles(reader="files", name="ct", labels=labels, label_numbers=ORGANS)
     return (*store(out, dataset, raw, 16), out)
-
-
-@given(shape=SHAPES, edge=st.integers(1, 17))
-def test_the_grid_tiles_the_volume_exactly_once(shape, edge):
-    times = np.zeros(shape, int)
-    starts = grid(shape, edge)
-    for d, h, w in starts:
-        times[d : d + edge, h : h + edge, w : w + edge] += 1
-    assert (times == 1).all()
-    assert len(starts) == math.prod(-(-n // edge) for n in shape)
-
-
-@given(low=st.integers(-2000, 0), width=st.integers(1, 40000), seed=st.integers(0, 99))
-def test_foreground_is_the_mean_after_windowing(low, width, seed):
-    hu = np.random.default_rng(seed).integers(-32768, 32767, (5, 6, 7), dtype=np.int16)
-    window = (float(low), float(min(low + width, 32767)))
-    assert foreground(hu, window) == pytest.approx(normalise(hu, window).mean(dtype=float), abs=1e-6)
-
-
-@given(shape=st.tuples(*[st.integers(1, 14)] * 3), edge=st.integers(3, 17), seed=st.integers(0, 99))
-def test_grid_foreground_leaves_padding_out(shape, edge, seed):
-    hu = np.random.default_rng(seed).integers(-300, 300, shape).astype(np.int16)
-    expected = [foreground(hu[d : d + edge, h : h + edge, w : w + edge], WINDOW) for d, h, w in grid(shape, edge)]
-    np.testing.assert_array_equal(grid_foreground(hu, edge, WINDOW), expected)
-
-
-@settings(deadline=None)
-@given(shape=SHAPES, edge=st.sampled_from([5, 8, 16, 32]), seed=st.integers(0, 99))
-def test_brightest_is_the_best_of_its_lattice(shape, edge, seed):
-    hu = np.random.default_rng(seed).integers(-300, 300, shape).astype(np.int16)
-    start, share = brightest(hu, edge, WINDOW)
-    crop = hu[tuple(slice(s, s + edge) for s in start)]
-    assert crop.shape == tuple(min(edge, n) for n in shape)
-    assert foreground(crop, WINDOW) == share
-    step = max(n for n in range(1, max(1, edge // 8) + 1) if edge % n == 0)
-    lattice = [range(0, max(1, n - edge + 1), step) for n in shape]
-    others = [(d, h, w) for d in lattice[0] for h in lattice[1] for w in lattice[2]]
-    picked = [others[i] for i in np.random.default_rng(seed).permutation(len(others))[:30]]
-    assert all(foreground(hu[tuple(slice(s, s + edge) for s in o)], WINDOW) <= share for o in picked)
 
 
 def test_a_crop_is_a_function_of_seed_and_number(small):
@@ -118,7 +72,7 @@ def test_the_brightest_crop_stands_in_where_every_draw_was_empty(tmp_path):
     hu = np.full((40, 40, 40), -1000, np.int16)
     hu[30:, 30:, 30:] = 40
     save(tmp_path / "raw" / "a.nii.gz", hu)
-    dataset = NiftiFolder(reader="nifti", name="ct", image="{case}.nii.gz")
+    dataset = ScanFiles(reader="files", name="ct", image="{case}.nii.gz")
     tiny = Preparation(max_draws=1)
     scans, _ = store(tmp_path, dataset, tmp_path / "raw", 8, tiny)
     crops = [draw_crop(scans, 8, 0, n) for n in range(20)]
@@ -189,7 +143,7 @@ def test_the_store_may_move(small, tmp_path):
 def test_thin_real_slabs_give_superpatches_of_128(tmp_path):
     labels = {"exhaustive": "{case}/label.nii.gz", "partial": "{case}/label_partial.nii.gz"}
     labels["pseudo"] = "{case}/label_pseudo.nii.gz"
-    scans, cases = store(tmp_path, NiftiFolder(reader="nifti", name="ct", labels=labels), REAL / "ct", 128)
+    scans, cases = store(tmp_path, ScanFiles(reader="files", name="ct", labels=labels), REAL / "ct", 128)
     assert len(cases) == 6
     table = evaluation_superpatches(scans, 128, ["aorta", "liver"], {"ct": label_numbers_of(scans)}, 100)
     assert not table.easy[table.aorta == 1].any()
@@ -198,7 +152,7 @@ def test_thin_real_slabs_give_superpatches_of_128(tmp_path):
 
 
 def label_numbers_of(scans):
-    return label_numbers(NiftiFolder(reader="nifti", name="ct"), REAL / "ct")
+    return label_numbers(ScanFiles(reader="files", name="ct"), REAL / "ct")
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"needs the real scans in {REAL}")

@@ -109,7 +109,7 @@ def test_notes_tell_other_data_leakage_seeds_and_organs(report):
 def test_no_interval_is_printed_for_a_handful_of_patients(report):
     few = [f"phantom/s{n:02}" for n in range(4)]
     main = _tables(_with_predictions(_measured(report), lambda frame: frame[frame["patient"].isin(few)]))["main"]
-    assert "[" not in main.rows[0][2]
+    assert "[" not in main.rows[0][3]
     assert "4 patients, at least 5 are needed" in "".join(main.notes)
 
 
@@ -191,17 +191,17 @@ def test_a_method_that_ran_but_cannot_be_scored_says_so(report):
     measured = _measured(report)
     found = _tables(_with_predictions(measured, lambda frame: frame.assign(truth=False)))
     main, fractions = found["main"], found["label_fractions"]
-    assert {(row[1], row[2]) for row in main.rows} == {
+    assert {(row[1], row[3]) for row in main.rows} == {
         ("linear probe", "not scorable"), ("k-NN", "not scorable"), ("fine-tune", "not run"),
     }  # fmt: skip
     assert set(main.data["status"]) == {"not scorable", "not run"}
-    assert fractions.rows[0][3:] == ["not scorable"] * 2
-    assert found["ablations"].rows[0][6] == found["sweep"].rows[0][3] == "not scorable"
+    assert fractions.rows[0][4:] == ["not scorable"] * 2
+    assert found["ablations"].rows[0][7] == found["sweep"].rows[0][3] == "not scorable"
     run = next(entry["run"] for entry in report.spec["runs"] if entry["label"] == "Random ViT")
     linear = measured.predictions[run].predictions
     lacking = measured.predictions | {run: Scores(linear[linear["protocol"] != "knn"])}
     main = _tables(replace(measured, predictions=lacking))["main"]
-    assert [row[2] for row in main.rows if row[:2] == ("Random ViT", "k-NN")] == ["not run"]
+    assert [row[3] for row in main.rows if row[:2] == ("Random ViT", "k-NN")] == ["not run"]
 
 
 def test_no_difference_is_taken_between_figures_at_different_shares_of_labels(report):
@@ -210,7 +210,7 @@ def test_no_difference_is_taken_between_figures_at_different_shares_of_labels(re
 
     found = _tables(_with_predictions(_measured(report), fewer))
     main = found["main"]
-    assert main.rows[0][3:5] == ("0.9633", "–")
+    assert main.rows[0][4:6] == ("0.9633", "–")
     assert main.data[["auroc_minus_published", "f1_minus_published"]].isna().all(axis=None)
     for name in ("main", "sweep"):
         assert any("at 100 % of the labels, measured ones at 25 %" in note for note in found[name].notes)

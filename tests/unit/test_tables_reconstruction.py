@@ -124,7 +124,7 @@ def test_what_hides_is_judged_pasted_and_what_does_not_on_the_whole_input(report
         assert rows[label]["input_masked"] == str(masked)
     assert "Random ViT" not in rows
     table = maesil_table(measured)
-    assert [row[1] for row in table.rows[:3]] == ["masked, pasted", "unmasked", "not said"]
+    assert [row[2] for row in table.rows[:3]] == ["masked, pasted", "unmasked", "not said"]
     assert any("masked input, pasted" in note and "unmasked input" in note for note in table.notes)
 
 

@@ -50,7 +50,7 @@ def test_ablations_start_as_configured_and_keep_groups_together(report):
     table = ablations_table(_measured(report, runs=shuffled))
     variants = [row[1] for row in table.rows]
     assert variants == ["as configured", "plane alone", "axis alone", "no noise", "superpatch 32³"]
-    assert table.rows[0][7] == "reference"
+    assert table.rows[0][8] == "reference"
 
 
 def test_figures_of_a_variant_are_those_of_the_statistics(report):
@@ -124,7 +124,7 @@ def test_a_strategy_that_is_not_the_papers_does_not_take_its_figures(report, set
     assert np.isnan(published["plane alone"])
     assert published["plane-wise"] == 27.75
     table = ablations_table(measured)
-    assert table.rows[-1][1:4] == ["plane-wise", "–", "not run"]
+    assert table.rows[-1][1:5] == ["plane-wise", "–", "–", "not run"]
 
 
 def test_a_share_hidden_in_two_ways_is_no_strategy_of_the_paper(report):

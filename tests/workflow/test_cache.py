@@ -22,6 +22,8 @@ def test_a_run_ends_with_everything_and_says_what_it_did(finished):
     }  # fmt: skip
     assert not (finished.run_folder("nemesis") / "state.pt").exists()
     said = (finished.folder / "output.txt").read_text()
+    assert json.loads((tiny / "data" / "audit.json").read_text())["pairs"] == []
+    assert "8 of 8 scans are good." in (tiny / "data" / "quality.html").read_text()
     assert "8 cases, 8 to be read" in said and "step 60/60" in said and "superpatches/s" in said
     assert "Traceback" not in said and "Warning" not in said
 
@@ -77,7 +79,8 @@ def test_the_wording_of_a_source_file_plans_nothing_and_its_version_what_it_stan
     assert place.plan().jobs == {"pretrain_method": 1, "evaluate_encoder": 2, **REPORT}
     raise_version(place, "data")
     jobs = place.plan().jobs
-    assert jobs == {"ingest_scans": 1, "check_cohort": 1, "pretrain_method": 1, "evaluate_encoder": 2, **REPORT}
+    data = {"ingest_scans": 1, "check_cohort": 1, "write_quality": 1, "audit_pools": 1}
+    assert jobs == {**data, "pretrain_method": 1, "evaluate_encoder": 2, **REPORT}
 
 
 def raise_version(place, stage):

@@ -13,9 +13,11 @@ SHAPE = (24, 24, 24)
 
 
 def scan(path, seed=0, hu=50):
-    """A box of noisy soft tissue in air."""
+    """A box of noisy soft tissue in air, with lumps of its own: boxes that only noise tells apart are one for the audit."""
+    random = np.random.default_rng(seed)
     volume = np.full(SHAPE, -1000, np.int16)
-    volume[3:21, 3:21, 3:21] = np.random.default_rng(seed).normal(hu, 20, (18, 18, 18))
+    lumps = random.normal(hu, 60, (3, 3, 3)).repeat(6, 0).repeat(6, 1).repeat(6, 2)
+    volume[3:21, 3:21, 3:21] = lumps + random.normal(0, 20, (18, 18, 18))
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(nibabel.Nifti1Image(volume, AFFINE), path)
 
@@ -42,7 +44,7 @@ def folder(fresh):
 
 
 def write(place, **top):
-    dataset = {"reader": "nifti", "name": "mine", "root": "scans", "labels": {"exhaustive": "{case}/label.nii.gz"}}
+    dataset = {"reader": "files", "name": "mine", "root": "scans", "labels": {"exhaustive": "{case}/label.nii.gz"}}
     place.write_config(datasets=[dataset], pools={"evaluation": 3}, organs=["liver"], **top)
 
 
@@ -59,6 +61,8 @@ def test_the_gate_names_every_fault_and_nothing_is_trained(folder, fresh):
     assert "3 faults" in done.text
     assert "good1/" not in done.text and "Traceback" not in done.text
     assert not (fresh.results / "runs").exists() and "rule pretrain_method" not in done.text.replace("localrule", "rule")
+    page = (fresh.results / "tiny" / "data" / "quality.html").read_text()  # there, though the gate stopped
+    assert all(f"<code>mine/{case}</code>" in page for case in ("cut", "shape", "notct"))
 
     # the user goes on without two of them and repairs the third: what was read is not read again
     before = stamps(fresh)
@@ -70,13 +74,13 @@ def test_the_gate_names_every_fault_and_nothing_is_trained(folder, fresh):
     assert "5 cases, 1 to be read" in done.text
     assert stamps(fresh) == before
     assert {"pretrain_method", "evaluate_encoder"} <= set(fresh.plan().jobs)
-    cases = json.loads((fresh.results / "tiny" / "data" / "mine.verdicts.json").read_text())["cases"]
+    cases = json.loads((fresh.results / "tiny" / "data" / "mine" / "0.verdicts.json").read_text())["cases"]
     assert [case["case"] for case in cases] == ["cut", "good1", "good2", "good3", "good4"] and all(case["ok"] for case in cases)
 
 
 def test_a_misspelt_key_a_missing_and_an_empty_folder_are_told_together(fresh):
     (fresh.folder / "empty").mkdir()
-    datasets = [{"reader": "nifti", "name": n, "root": n} for n in ("nowhere", "empty")]
+    datasets = [{"reader": "files", "name": n, "root": n} for n in ("nowhere", "empty")]
     fresh.write_config(datasets=[*fresh.config["datasets"], *datasets], superpach=16, methods=["nemessis"])
     done = fresh.snakemake()
     assert done.rc != 0

@@ -13,13 +13,13 @@ def test_a_dry_run_plans_the_whole_paper_and_leaves_no_trace(fresh):
     jobs = done.jobs
     assert jobs["ingest_scans"] == 6 and jobs["pretrain_method"] == jobs["evaluate_encoder"] > 70
     assert {"collect_rows", "print_tables", "draw_figures", "write_page"} <= set(jobs)
-    assert "NOT REAL SCANS" in done.text and "BTCV/RawData/Training (datasets.BTCV): 30 stand-ins" in done.text
+    assert "NOT REAL SCANS" in done.text and "- BTCV (datasets.BTCV): 30 stand-ins" in done.text
     assert not fresh.results.exists()
 
 
 def test_without_the_scans_nothing_is_computed(fresh):
     done = fresh.run(sys.executable, "-m", "snakemake", *PAPER)
-    assert done.rc != 0 and "BTCV/RawData/Training: does not exist" in done.text and "Traceback" not in done.text
+    assert done.rc != 0 and "- BTCV: does not exist" in done.text and "Traceback" not in done.text
     assert "NOT REAL SCANS" not in done.text and not fresh.results.exists()
 
 

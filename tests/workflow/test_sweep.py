@@ -33,7 +33,7 @@ def trained(place):
 
 def test_a_search_is_planned_after_the_runs_it_shares_and_before_whoever_asks_for_its_best(fresh):
     fresh.write_config(**SWEPT, sweep={**SWEEP, "search": SEARCH})
-    jobs = {"ingest_scans": 1, "check_cohort": 1, "pretrain_method": 1, "search_sweep": 1}
+    jobs = {"ingest_scans": 1, "check_cohort": 1, "audit_pools": 1, "pretrain_method": 1, "search_sweep": 1}
     assert fresh.plan("search_sweep").jobs == jobs  # the method is a point, and trained by a job of its own
     said = blocks(fresh.plan())
     for rule in ("collect_rows", "print_tables", "draw_figures", "run_notebook", "write_page", "log_tracking"):

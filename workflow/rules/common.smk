@@ -6,6 +6,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from nemesis.data.views import view_name
 from nemesis.errors import NemesisError
 from nemesis.experiment import plan
 from nemesis.planning import wants_gpu
@@ -28,7 +29,8 @@ shell.prefix(f'set -euo pipefail; export PATH="{Path(sys.executable).parent}:$PA
 CONFIG = EXPERIMENT.config
 FOLDER = str(EXPERIMENT.folder)
 RUNS = EXPERIMENT.run_ids
-DATASETS = {dataset.config.name: dataset for dataset in EXPERIMENT.datasets}
+SHARDS = EXPERIMENT.shards
+VIEWS = {view_name(spacing): spacing for spacing in EXPERIMENT.views}
 GPU = int(wants_gpu(CONFIG.device))
 
 

@@ -5,6 +5,7 @@ rule evaluate_encoder:
     input:
         checkpoint="results/runs/{run}/checkpoint.safetensors",
         index=EXPERIMENT.index,
+        view=lambda wc: EXPERIMENT.index_of(EXPERIMENT.run(wc.run)),
     output:
         rows=f"{FOLDER}/evaluation/{{run}}/rows.parquet",
         predictions=f"{FOLDER}/evaluation/{{run}}/predictions.parquet",

@@ -25,6 +25,7 @@ FIGURE_FILES = expand(
 rule collect_rows:
     input:
         experiment=EXPERIMENT.report_file,
+        audit=EXPERIMENT.audit,
         rows=expand(f"{FOLDER}/evaluation/{{run}}/rows.parquet", run=RUNS),
         predictions=expand(f"{FOLDER}/evaluation/{{run}}/predictions.parquet", run=RUNS),
         reconstructions=expand(

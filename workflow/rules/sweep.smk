@@ -23,6 +23,8 @@ DRAWN_OF_BEST = [BEST, f"{SWEEP}/best/reconstruction.npz"] if CONFIG.search else
 rule search_sweep:
     input:
         index=EXPERIMENT.index,
+        maps=EXPERIMENT.index.with_suffix(".maps"),
+        view=lambda wc: EXPERIMENT.search_index,
         # ancient, as in pretrain_method
         pool=ancient(EXPERIMENT.pretraining_pool),
         # what pretrain_method trains of the same runs is there before: a job that waits deletes its outputs when it starts,
@@ -33,6 +35,7 @@ rule search_sweep:
                 run=EXPERIMENT.searched_runs,
             )
         ),
+        audit=ancient(EXPERIMENT.audit),
     output:
         FOUND,
     log:

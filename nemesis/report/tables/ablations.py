@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from nemesis.evaluation.statistics import Estimate
+from nemesis.report.leakage import NOTE as LEAKAGE_NOTE
 from nemesis.report.published import NEMESIS, Paper, load_published
 from nemesis.report.render import MISSING, Table, interval, number
 from nemesis.report.tables.measured import Entries, Measured
@@ -60,6 +61,7 @@ def ablations_table(measured: Measured) -> Table:
         seen.append(auroc := measured.score(entries, "linear", fraction))
         record: Record = {"group": entries[0]["group"], "variant": label, "superpatch": identity["superpatch"]}
         record["status"] = MEASURED if auroc.point is not None else NOT_SCORABLE
+        record["leakage"] = measured.leakage(entries)
         record["effective_mask_ratio"] = measured.reconstructed(entries, "effective_mask_ratio").point
         for measure in ("psnr_masked", "psnr_visible_mean", "ssim_whole"):
             record |= figures(measure, measured.reconstructed(entries, measure))
@@ -112,14 +114,15 @@ def _printed(measured: Measured, records: list[Record], first: str, seen: Sequen
     spec = measured.spec
     perceptual = any(record["lpips"] is not None for record in records)
     columns = [
-        "group", "variant", "hidden", "PSNR masked [95 % CI]", "visible-mean fill", "SSIM pasted [95 % CI]", "AUROC [95 % CI]",
-        f"Δ AUROC to {first} [95 % CI]", "p (Holm)", "seeds", "published PSNR / SSIM", "Δ published PSNR / SSIM",
+        "group", "variant", "leakage", "hidden", "PSNR masked [95 % CI]", "visible-mean fill", "SSIM pasted [95 % CI]",
+        "AUROC [95 % CI]", f"Δ AUROC to {first} [95 % CI]", "p (Holm)", "seeds", "published PSNR / SSIM",
+        "Δ published PSNR / SSIM",
     ]  # fmt: skip
     printed = []
     for r in records:
         own = r["status"] == NOT_RUN or r["variant"] != first
         printed.append([
-            r["group"] or MISSING, r["variant"], percent(r["effective_mask_ratio"]),
+            r["group"] or MISSING, r["variant"], r["leakage"] or MISSING, percent(r["effective_mask_ratio"]),
             NOT_RUN if r["status"] == NOT_RUN else interval(r, "psnr_masked", 2), number(r["psnr_visible_mean"], 2),
             interval(r, "ssim_whole", 3), measured_text(r, interval(r, "auroc", 3)),
             interval(r, "difference", 3, sign=True) if own else "reference", p_text(r["difference_p_holm"]),
@@ -149,7 +152,8 @@ def _printed(measured: Measured, records: list[Record], first: str, seen: Sequen
         *interval_notes(spec, seen),
         "p is that of the paired bootstrap difference, adjusted within this table after Holm; intervals and p are over patients "
         "and do not hold how much another seed would change.",
+        LEAKAGE_NOTE,
         configuration_note(spec),
     ]  # fmt: skip
     data = pd.DataFrame([{n: v for n, v in r.items() if perceptual or "lpips" not in n} for r in records])
-    return Table(NAME, TITLE, caption, columns, printed, notes, data, text_columns=2)
+    return Table(NAME, TITLE, caption, columns, printed, notes, data, text_columns=3)

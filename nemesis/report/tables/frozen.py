@@ -9,8 +9,9 @@ import pandas as pd
 
 from nemesis.evaluation.statistics import Estimate
 from nemesis.report.collect import of_part, reference_label
+from nemesis.report.leakage import NOTE as LEAKAGE_NOTE
 from nemesis.report.published import NEMESIS, load_published, published_note, published_row, unmatched
-from nemesis.report.render import INTERVAL, Table, interval, number
+from nemesis.report.render import INTERVAL, MISSING, Table, interval, number
 from nemesis.report.tables.measured import PROTOCOLS, Entries, Measured
 from nemesis.report.tables.pieces import (
     MEASURED,
@@ -50,7 +51,7 @@ def main_table(measured: Measured) -> Table:
     for (label, protocol), auroc in seen.items():
         own = labels[label]
         paper = published_row(spec, papers, label, protocol=protocol)
-        record = _record(label, protocol, _status(measured, auroc, own, protocol), fraction)
+        record = _record(label, protocol, _status(measured, auroc, own, protocol), fraction, measured.leakage(own))
         record |= figures("auroc", auroc) | {"auroc_seed_sd": spread(auroc)}
         record |= beside("auroc", auroc.point, paper.get("auroc"), comparable)
         f1 = measured.score(own, protocol, fraction, "f1")
@@ -69,14 +70,14 @@ def main_table(measured: Measured) -> Table:
 
     name = reference or "NEMESIS"
     columns = (
-        "method", "protocol", "AUROC [95 % CI]", "published", "Δ published", "F1 at 0.5 / tuned", "published F1",
+        "method", "protocol", "leakage", "AUROC [95 % CI]", "published", "Δ published", "F1 at 0.5 / tuned", "published F1",
         "average precision", f"Δ AUROC to {name} [95 % CI]", "p (Holm)", "AUROC with easy negatives",
     )  # fmt: skip
     printed = []
     for r in records:
         compared = r["method"] != reference or r["status"] != MEASURED
         printed.append((
-            r["method"], PROTOCOLS[r["protocol"]],
+            r["method"], PROTOCOLS[r["protocol"]], r["leakage"] or MISSING,
             measured_text(r, interval(r, "auroc", 3)), number(r["published_auroc"], 4),
             number(r["auroc_minus_published"], 3, sign=True),
             pair(r["f1"], r["f1_tuned"], 3, 3), number(r["published_f1"], 3), number(r["average_precision"], 3),
@@ -97,10 +98,11 @@ def main_table(measured: Measured) -> Table:
         *_chance_notes(rows, [fraction]),
         "F1 is taken at the score 0.5, as in the paper, and at a threshold tuned on training patients; p is that of the paired "
         "bootstrap difference, adjusted within this table after Holm.",
+        LEAKAGE_NOTE,
         configuration_note(spec),
     ]
     title = "Frozen encoders: organ presence (NEMESIS Table II)"
-    return Table("main", title, caption, columns, printed, notes, pd.DataFrame(records), text_columns=2)
+    return Table("main", title, caption, columns, printed, notes, pd.DataFrame(records), text_columns=3)
 
 
 def fractions_table(measured: Measured) -> Table:
@@ -111,27 +113,29 @@ def fractions_table(measured: Measured) -> Table:
     printed: list[list[str]] = []
     seen: list[Estimate] = []
     for label, entries in measured.labels("methods").items():
+        leakage = measured.leakage(entries)
         for protocol in measured.probed:
             paper = published_row(spec, papers, label, protocol=protocol)
             line: list[Record] = []
             for fraction in fractions:
                 auroc = measured.score(entries, protocol, fraction)
                 seen.append(auroc)
-                record = _record(label, protocol, _status(measured, auroc, entries, protocol), fraction)
+                status = _status(measured, auroc, entries, protocol)
+                record = _record(label, protocol, status, fraction, leakage)
                 record |= figures("auroc", auroc) | {"auroc_seed_sd": spread(auroc)}
                 record |= beside("auroc", auroc.point, paper.get(fraction))
                 line.append(record | counts(auroc) | {"seeds": len(entries)})
             records += line
             name = PROTOCOLS[protocol]
-            printed.append([label, name, MEASURED, *(measured_text(r, interval(r, "auroc", 3)) for r in line)])
+            printed.append([label, name, leakage, MEASURED, *(measured_text(r, interval(r, "auroc", 3)) for r in line)])
             if paper:
-                printed.append([label, name, "published", *(number(r["published_auroc"], 4) for r in line)])
-                printed.append([label, name, "Δ", *(number(r["auroc_minus_published"], 3, sign=True) for r in line)])
+                printed.append([label, name, MISSING, "published", *(number(r["published_auroc"], 4) for r in line)])
+                printed.append([label, name, MISSING, "Δ", *(number(r["auroc_minus_published"], 3, sign=True) for r in line)])
     for paper in unmatched(spec, papers, records, "protocol"):
         records += [dict.fromkeys(records[0]) | _record(paper["method"], paper["protocol"], NOT_RUN, f)
                     | {"published_auroc": paper.get(f)} for f in fractions]  # fmt: skip
         texts = (number(paper.get(f), 4) for f in fractions)
-        printed.append([paper["method"], PROTOCOLS[paper["protocol"]], f"published; {NOT_RUN}", *texts])
+        printed.append([paper["method"], PROTOCOLS[paper["protocol"]], MISSING, f"published; {NOT_RUN}", *texts])
     score = f"AUROC{INTERVAL * any(estimate.low is not None for estimate in seen)}"
     caption = (
         f"{score} of organ presence in {superpatches_of(spec)} from frozen features, "
@@ -143,15 +147,16 @@ def fractions_table(measured: Measured) -> Table:
         *interval_notes(spec, seen),
         *_fixed_notes(rows, fractions),
         *_chance_notes(rows, fractions),
+        LEAKAGE_NOTE,
         configuration_note(spec),
     ]
-    columns = ("method", "protocol", "figure", *(share(f) for f in fractions))
+    columns = ("method", "protocol", "leakage", "figure", *(share(f) for f in fractions))
     title = "Frozen encoders with fewer labels (NEMESIS Table III)"
-    return Table("label_fractions", title, caption, columns, printed, notes, pd.DataFrame(records), text_columns=3)
+    return Table("label_fractions", title, caption, columns, printed, notes, pd.DataFrame(records), text_columns=4)
 
 
-def _record(method: str, protocol: str, status: str, fraction: float | None = None) -> Record:
-    record: Record = {"method": method, "protocol": protocol, "status": status}
+def _record(method: str, protocol: str, status: str, fraction: float | None = None, leakage: str | None = None) -> Record:
+    record: Record = {"method": method, "protocol": protocol, "status": status, "leakage": leakage}
     return record if fraction is None else record | {"label_fraction": fraction}
 
 

@@ -9,8 +9,9 @@ import pandas as pd
 
 from nemesis.evaluation.statistics import Estimate
 from nemesis.report.collect import of_part
+from nemesis.report.leakage import NOTE as LEAKAGE_NOTE
 from nemesis.report.published import MAESIL, load_published, plain, printed_name, published_note, published_row, unmatched
-from nemesis.report.render import Table, interval, number
+from nemesis.report.render import MISSING, Table, interval, number
 from nemesis.report.tables.measured import Entries, Measured
 from nemesis.report.tables.pieces import (
     MEASURED,
@@ -59,12 +60,14 @@ def maesil_table(measured: Measured) -> Table:
         published = {f"published_{metric}": paper[metric] for metric in METRICS}
         records.append(dict.fromkeys(records[0]) | {"method": paper["method"], "status": NOT_RUN} | published)
 
-    columns = ["method", "input", "PSNR [95 % CI]", "published", "Δ published", "SSIM [95 % CI]", "published", "Δ published"]
+    columns = [
+        "method", "leakage", "input", "PSNR [95 % CI]", "published", "Δ published", "SSIM [95 % CI]", "published", "Δ published",
+    ]  # fmt: skip
     printed = [
         [
-            r["method"], _input_text(r), measured_text(r, interval(r, "psnr", 2)), number(r["published_psnr"], 2),
-            number(r["psnr_minus_published"], 2, sign=True), interval(r, "ssim", 3), number(r["published_ssim"], 2),
-            number(r["ssim_minus_published"], 3, sign=True),
+            r["method"], r["leakage"] or MISSING, _input_text(r), measured_text(r, interval(r, "psnr", 2)),
+            number(r["published_psnr"], 2), number(r["psnr_minus_published"], 2, sign=True), interval(r, "ssim", 3),
+            number(r["published_ssim"], 2), number(r["ssim_minus_published"], 3, sign=True),
         ]
         for r in records
     ]  # fmt: skip
@@ -78,7 +81,7 @@ def maesil_table(measured: Measured) -> Table:
     caption = f"Whole {superpatches_of(spec)} above the foreground floor. {measured.training('methods')} {pools_text(spec)}"
     notes = [published_note(spec, MAESIL, DATASETS, "the same method"), *_notes(spec, seen)]
     data = pd.DataFrame([{name: value for name, value in r.items() if perceptual or "lpips" not in name} for r in records])
-    return Table(NAME, TITLE, caption, columns, printed, notes, data, text_columns=2)
+    return Table(NAME, TITLE, caption, columns, printed, notes, data, text_columns=3)
 
 
 def maesil_datasets_table(measured: Measured) -> Table:
@@ -93,12 +96,12 @@ def maesil_datasets_table(measured: Measured) -> Table:
         for dataset in spec["datasets"]:
             seen.append(psnr := _whole(measured, entries, "psnr", dataset))
             published = next((theirs[name] for name in theirs if plain(name) == plain(dataset)), None)
-            record = _record(measured, label, entries, psnr) | {"dataset": dataset} | figures("psnr", psnr)
+            record = _record(measured, label, entries, psnr, dataset) | {"dataset": dataset} | figures("psnr", psnr)
             records.append(record | beside("psnr", psnr.point, published))
-    columns = ("method", "dataset", "input", "PSNR [95 % CI]", "published", "Δ published", "patients", "superpatches")
+    columns = ("method", "dataset", "leakage", "input", "PSNR [95 % CI]", "published", "Δ published", "patients", "superpatches")
     if not records:
         data = ("method", "dataset", "status", "psnr")
-        return without(NAME_BY_DATASET, TITLE_BY_DATASET, NO_RECONSTRUCTION, columns, data, spec, 3)
+        return without(NAME_BY_DATASET, TITLE_BY_DATASET, NO_RECONSTRUCTION, columns, data, spec, 4)
     done = {plain(r["dataset"]) for r in records if r["published_psnr"] is not None}
     for dataset, published in by_dataset.items():
         if plain(dataset) not in done:
@@ -106,15 +109,16 @@ def maesil_datasets_table(measured: Measured) -> Table:
             records.append(dict.fromkeys(records[0]) | row)
     printed = [
         (
-            r["method"], r["dataset"], _input_text(r), measured_text(r, interval(r, "psnr", 2)), number(r["published_psnr"], 2),
-            number(r["psnr_minus_published"], 2, sign=True), number(r["n_patients"], 0), number(r["n_superpatches"], 0),
+            r["method"], r["dataset"], r["leakage"] or MISSING, _input_text(r), measured_text(r, interval(r, "psnr", 2)),
+            number(r["published_psnr"], 2), number(r["psnr_minus_published"], 2, sign=True), number(r["n_patients"], 0),
+            number(r["n_superpatches"], 0),
         )
         for r in records
     ]  # fmt: skip
     caption = f"Whole {superpatches_of(spec)} above the foreground floor, each dataset by itself. {pools_text(spec)}"
     note = f"Published: {MAESIL}; a figure stands beside MAESIL's on the same dataset only, whatever sizes and training were."
     notes = [note, *_notes(spec, seen)]
-    return Table(NAME_BY_DATASET, TITLE_BY_DATASET, caption, columns, printed, notes, pd.DataFrame(records), text_columns=3)
+    return Table(NAME_BY_DATASET, TITLE_BY_DATASET, caption, columns, printed, notes, pd.DataFrame(records), text_columns=4)
 
 
 def _reconstructing(measured: Measured) -> dict[str, Entries]:
@@ -127,8 +131,9 @@ def _whole(measured: Measured, entries: Entries, metric: str, dataset: str | Non
     return measured.reconstructed(entries, f"{metric}_{'whole' if measured.hides(entries) else 'unmasked_input'}", dataset)
 
 
-def _record(measured: Measured, label: str, entries: Entries, psnr: Estimate) -> Record:
-    record: Record = {"method": label, "status": MEASURED, "input_masked": measured.hides(entries)}
+def _record(measured: Measured, label: str, entries: Entries, psnr: Estimate, dataset: str | None = None) -> Record:
+    record: Record = {"method": label, "status": MEASURED, "leakage": measured.leakage(entries, dataset)}
+    record["input_masked"] = measured.hides(entries)
     return record | {"n_patients": psnr.n_patients, "n_superpatches": psnr.n_superpatches, "seeds": len(entries)}
 
 
@@ -142,5 +147,6 @@ def _notes(spec: Mapping[str, Any], seen: Iterable[Estimate]) -> list[str]:
         "PSNR in dB and SSIM (3D, Gaussian window of 11 voxels, σ 1.5), data range 1, per superpatch and averaged; padding never "
         "counts.",
         f"{intervals_told(spec, seen)} Figures are means over seeds.".strip(),
+        LEAKAGE_NOTE,
         configuration_note(spec),
     ]

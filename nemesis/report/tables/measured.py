@@ -23,6 +23,7 @@ from nemesis.evaluation.statistics import (
     summarise,
 )
 from nemesis.report.collect import labels_in_order, of_part
+from nemesis.report.leakage import in_words, verdicts
 
 if TYPE_CHECKING:
     from nemesis.runs import Part
@@ -43,7 +44,7 @@ Entries = Sequence[Mapping[str, Any]]  # the runs (seeds) of one label
 
 @dataclass(frozen=True)
 class Measured:
-    """The specification and, by run id, what was measured.
+    """The specification and, by run id, what was measured; ``audit`` holds the pairs of scans that the pools share.
 
     ``trials`` are those of an adaptive sweep (number, state, embed_dim, mask_ratio, run, validation_auroc, steps), or None.
     """
@@ -53,6 +54,7 @@ class Measured:
     identities: Mapping[str, Mapping[str, Any]]
     predictions: Mapping[str, Scores]
     reconstructions: Mapping[str, pd.DataFrame]
+    audit: pd.DataFrame
     trials: pd.DataFrame | None = None
 
     def labels(self, part: Part) -> dict[str, Entries]:
@@ -121,6 +123,12 @@ class Measured:
         together = found[found["dataset"].str.count(r"\+") == found["dataset"].str.count(r"\+").max()]
         return float(together.groupby("run")["value"].mean().mean()) if len(together) else None
 
+    def leakage(self, entries: Entries, dataset: str | None = None) -> str:
+        """Whether these networks had seen what they are judged on (:mod:`nemesis.report.leakage`): one set, or all."""
+        trains = self.identities[entries[0]["run"]]["pretraining"] is not None
+        found = verdicts(self.spec, self.audit, entries[0], trains)
+        return in_words({name: told for name, told in found.items() if dataset in (None, name)})
+
     def training(self, part: Part) -> str:
         """A sentence: for how many steps, of how many superpatches, from which seeds the networks of a part were trained."""
         told: dict[str, list[str]] = {}
@@ -154,6 +162,7 @@ def read_measured(spec: Mapping[str, Any], collected: Path) -> Measured:
         {run: json.loads(text) for run, text in zip(runs["run"], runs["identity_json"], strict=True)},
         {run: Scores(frame) for run, frame in predictions.items()},
         _by_run(collected / "reconstructions.parquet", ids, ["run", "dataset", "patient", "region", "metric"]),
+        pd.read_parquet(collected / "audit.parquet"),
         pd.read_parquet(trials) if trials.is_file() else None,
     )
 

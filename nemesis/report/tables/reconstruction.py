@@ -9,6 +9,7 @@ import pandas as pd
 from nemesis.evaluation.rows import ROW_COLUMNS
 from nemesis.evaluation.statistics import Estimate
 from nemesis.report.collect import of_part
+from nemesis.report.leakage import NOTE as LEAKAGE_NOTE
 from nemesis.report.published import load_published
 from nemesis.report.render import Table, interval, number
 from nemesis.report.tables.measured import Measured
@@ -68,6 +69,7 @@ def reconstruction_table(measured: Measured) -> Table:
         for dataset in sorted(own["dataset"].dropna().unique(), key=lambda n: (-n.count("+"), n)):
             here = own[own["dataset"] == dataset]
             record: Record = {"method": label, "dataset": dataset}
+            record["leakage"] = measured.leakage(entries, None if dataset.count("+") else dataset)
             sizes: dict[str, Record] = {}
             for name, conditions in WANTED.items():
                 chosen = here
@@ -92,12 +94,12 @@ def reconstruction_table(measured: Measured) -> Table:
             if "psnr_stitched" in sizes:  # of a stitched volume a row counts the volumes
                 volumes[dataset] = max(volumes.get(dataset, 0), int(sizes["psnr_stitched"]["n_patients"]))
     columns = (
-        "method", "dataset", "hidden", "PSNR masked [95 % CI]", "visible-mean fill", "PSNR visible", "whole, pasted",
+        "method", "dataset", "leakage", "hidden", "PSNR masked [95 % CI]", "visible-mean fill", "PSNR visible", "whole, pasted",
         "unmasked input", "masked / fill with easy", "stitched, pasted", "patients", "superpatches",
     )  # fmt: skip
     printed = [
         (
-            r["method"], r["dataset"], percent(r["effective_mask_ratio"]),
+            r["method"], r["dataset"], r["leakage"], percent(r["effective_mask_ratio"]),
             interval(r, "psnr_masked", 2), number(r["psnr_visible_mean"], 2), number(r["psnr_visible"], 2),
             pair(r["psnr_whole"], r["ssim_whole"], 2, 3),
             pair(r["psnr_unmasked_input"], r["ssim_unmasked_input"], 2, 3),
@@ -108,7 +110,7 @@ def reconstruction_table(measured: Measured) -> Table:
         for r in records
     ]  # fmt: skip
     if not records:
-        return without(NAME, TITLE, NO_RECONSTRUCTION, columns, ("method", "dataset", *WANTED), spec, 2)
+        return without(NAME, TITLE, NO_RECONSTRUCTION, columns, ("method", "dataset", *WANTED), spec, 3)
     seeds = []
     for label in dict.fromkeys(r["method"] for r in records):
         own_seeds = [str(e["seed"]) for e in spec["runs"] if e["label"] == label]
@@ -127,10 +129,11 @@ def reconstruction_table(measured: Measured) -> Table:
         f"Seeds: {'; '.join(seeds)}. {intervals_told(spec, estimates)}".strip(),
         f"The NEMESIS paper prints {plane['psnr']} dB and {plane['ssim']} for plane-wise, {axis['psnr']} dB and {axis['ssim']} "
         "for axis-wise masking at a mask ratio of 0.75, and does not say which voxels count: see the table of ablations.",
+        LEAKAGE_NOTE,
         configuration_note(spec),
     ]
     caption = f"S{superpatches_of(spec)[1:]}, under a fixed mask for each. {pools_text(spec)}"
-    return Table(NAME, TITLE, caption, columns, printed, notes, pd.DataFrame(records), text_columns=2)
+    return Table(NAME, TITLE, caption, columns, printed, notes, pd.DataFrame(records), text_columns=3)
 
 
 def _different_sizes(sizes: Mapping[str, Record], main: Record) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from nemesis.evaluation.statistics import Estimate
+from nemesis.report.leakage import NOTE as LEAKAGE_NOTE
 from nemesis.report.published import NEMESIS, Paper, load_published, published_note
 from nemesis.report.render import MISSING, Table, absent, interval, number
 from nemesis.report.tables.measured import Entries, Measured
@@ -123,6 +124,7 @@ def _record(measured: Measured, point: Point, auroc: Estimate | None, paper: Pap
     record: Record = {"embed_dim": point.embed_dim, "mask_ratio": point.mask_ratio, **point.trial, "status": NOT_RUN}
     f1 = psnr = None
     hidden = point.trial.get("effective_mask_ratio")
+    record["leakage"] = measured.leakage(point.entries) if point.entries else None
     if auroc is not None:
         record["status"] = MEASURED if auroc.point is not None else NOT_SCORABLE
         f1 = measured.score(point.entries, "linear", fraction, "f1")
@@ -212,7 +214,8 @@ def _printed(
     spec, fraction = measured.spec, measured.fractions[-1]
     columns = [
         "embedding width E", "mask ratio r", "hidden", "AUROC [95 % CI]", "published", "Δ published", "F1 at 0.5", "published F1",
-        "validation AUROC", "PSNR masked", "parameters (M)", "seeds", "chosen by",
+        "validation AUROC", "PSNR masked", "parameters (M)", "seeds", "leakage",
+        "chosen by",
     ]  # fmt: skip
     printed = []
     for r in records:
@@ -223,7 +226,7 @@ def _printed(
             number(r["published_auroc"], 4), number(r["auroc_minus_published"], 3, sign=True),
             number(r["f1"], 3), number(r["published_f1"], 3), number(r["validation_auroc"], 3), number(r["psnr_masked"], 2),
             number(None if r["parameters"] is None else r["parameters"] / 1e6, 2), number(r["seeds"], 0),
-            ", ".join(name for name, holds in ways if holds),
+            r["leakage"] or MISSING, ", ".join(name for name, holds in ways if holds),
         ]  # fmt: skip
         printed.append([number(r["trial"], 0), r["state"] or NOT_RUN, number(r["steps"], 0), *line] if searched else line)
     told = [_search_text(records)] if searched else []
@@ -241,6 +244,7 @@ def _printed(
         f"The paper's text calls {TOLD_BEST[0]} / {TOLD_BEST[1]:g} best; by AUROC its own table's best is "
         f"{BEST_BY_AUROC[0]} / {BEST_BY_AUROC[1]:g}.",
         *(interval_notes(spec, seen) if seen else []),
+        LEAKAGE_NOTE,
         configuration_note(spec),
     ]
     if searched:
