@@ -32,6 +32,7 @@ AGREE = 5  # key points that agree; pairs of scans with fewer are not looked at
 CHANCE = 0.05  # share of the key points in a common region that agree in different patients
 SAME = 15.0  # score from which two scans are one acquisition
 CLOSEST = 1024  # pairs of key points of two scans that are looked at, at most
+SLAB = 16  # planes that are blurred at a time
 BLOCK = 4096  # key points of either side whose distances are computed at once: 64 MiB
 
 SIGNATURE = np.dtype([("place", "<f4", (3,)), ("profile", "u1", (EDGE**3,))])
@@ -81,9 +82,15 @@ def signature(
     low, high = window
     steps = [max(1, int(SAMPLED // mm)) for mm in spacing]
     sampled = hu[tuple(slice(None, None, step) for step in steps)]
-    clipped = np.clip(sampled, np.int16(round(low)), np.int16(round(high))).astype(np.float32)
-    fine = _blurred(clipped, [mm * step for mm, step in zip(spacing, steps, strict=True)], FINE)
-    band = fine - _blurred(fine, [GRID] * 3, (COARSE**2 - FINE**2) ** 0.5)
+    d, h, w = (mm * step for mm, step in zip(spacing, steps, strict=True))
+    planes = []
+    for first in range(0, len(sampled), SLAB):  # of the whole, float32 alone would take twice the scan's memory
+        slab = np.clip(sampled[first : first + SLAB], np.int16(round(low)), np.int16(round(high))).astype(np.float32)
+        planes.append(_blurred(_blurred(slab, 1, h, FINE), 2, w, FINE))
+    fine = coarse = _blurred(np.concatenate(planes), 0, d, FINE)
+    for axis in range(3):
+        coarse = _blurred(coarse, axis, GRID, (COARSE**2 - FINE**2) ** 0.5)
+    band = fine - coarse
     places = _extrema(band)
     ticks = (np.arange(EDGE) - (EDGE - 1) / 2) * PITCH / GRID
     lattice = np.array(list(itertools.product(ticks, repeat=3)))
@@ -95,15 +102,14 @@ def signature(
     return found
 
 
-def _blurred(volume: NDArray[np.float32], spacing: Sequence[float], sigma: float) -> NDArray[np.float32]:
-    """A volume with voxels of ``spacing`` under a Gaussian, on the grid; at its borders the weights inside are scaled up."""
-    for axis, mm in enumerate(spacing):
-        n = volume.shape[axis]
-        centres = np.arange(int((n - 1) * mm // GRID) + 1) * GRID
-        weights = np.exp(-0.5 * ((centres[:, None] - np.arange(n) * mm) / sigma) ** 2)
-        weights /= weights.sum(axis=1, keepdims=True)
-        volume = np.moveaxis(np.tensordot(weights.astype(np.float32), volume, (1, axis)), 0, axis)
-    return np.ascontiguousarray(volume)
+def _blurred(volume: NDArray[np.float32], axis: int, mm: float, sigma: float) -> NDArray[np.float32]:
+    """A volume under a Gaussian along an axis of voxels of ``mm``, on the grid; at its borders the weights inside are scaled up."""
+    n = volume.shape[axis]
+    centres = np.arange(int((n - 1) * mm // GRID) + 1) * GRID
+    weights = np.exp(-0.5 * ((centres[:, None] - np.arange(n) * mm) / sigma) ** 2)
+    weights /= weights.sum(axis=1, keepdims=True)
+    blurred = np.moveaxis(np.tensordot(weights.astype(np.float32), volume, (1, axis)), 0, axis)
+    return np.ascontiguousarray(blurred)
 
 
 def _extrema(band: NDArray[np.float32]) -> NDArray[np.float64]:

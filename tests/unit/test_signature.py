@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -139,3 +141,12 @@ def test_any_volume_has_a_signature(hu, spacing):
     found = signature(hu, spacing)
     assert found.dtype == SIGNATURE and len(found) <= KEY_POINTS and np.isfinite(found["place"]).all()
     assert all(match.score >= 0 for match in matches([found], [found]))
+
+
+def test_memory_is_less_than_two_copies_of_the_scan():
+    hu = np.random.default_rng(0).integers(-1000, 1000, (160, 192, 192), np.int16)
+    tracemalloc.start()
+    signature(hu, (1.5, 1.5, 1.5))  # voxels of which none is passed over
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * hu.nbytes
