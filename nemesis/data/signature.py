@@ -103,7 +103,7 @@ def signature(
 
 
 def _blurred(volume: NDArray[np.float32], axis: int, mm: float, sigma: float) -> NDArray[np.float32]:
-    """A volume under a Gaussian along an axis of voxels of ``mm``, on the grid; at its borders the weights inside are scaled up."""
+    """A volume under a Gaussian along an axis of voxels of ``mm``, on the grid; at its ends the weights inside are scaled up."""
     n = volume.shape[axis]
     centres = np.arange(int((n - 1) * mm // GRID) + 1) * GRID
     weights = np.exp(-0.5 * ((centres[:, None] - np.arange(n) * mm) / sigma) ** 2)

@@ -41,6 +41,7 @@ HOLDS: dict[str, tuple[str, ...]] = {
     "FLARE23": ("AbdomenCT-1K", "AMOS22", "TCIA-COVID19"),
     "HNSCC": ("OpenKBP",),
     "KiTS23": (),
+    "LIDC": ("LIDC-IDRI",),  # as its card is called
     "LIDC-IDRI": ("LUNA16",),
     "LiTS": ("MSD Liver",),
     "LUNA16": ("LIDC-IDRI",),
@@ -64,15 +65,21 @@ _HOLDS = {plain(name): {plain(other) for other in others} for name, others in HO
 
 def of_weights(trained_on: Sequence[str], evaluated_on: Collection[str]) -> Verdict:
     """The verdict of published weights that were ``trained_on`` these data sets, where they are judged on one of these names."""
-    seen, waiting = set(), [plain(name) for name in trained_on]
-    while waiting:
-        if (name := waiting.pop()) not in seen:
-            seen.add(name)
-            waiting += _HOLDS.get(name, ())
-    judged = {plain(name) for name in evaluated_on}
+    seen, judged = _all_in(trained_on), _all_in(evaluated_on)  # of both, for the one may be a part of the other
     if seen & judged:
         return "overlap"
     return "clean" if seen and seen <= set(_HOLDS) and judged & set(_HOLDS) else "unknown"
+
+
+def _all_in(names: Collection[str]) -> set[str]:
+    """The data sets of these names, and all whose scans they hold."""
+    found: set[str] = set()
+    waiting = [plain(name) for name in names]
+    while waiting:
+        if (name := waiting.pop()) not in found:
+            found.add(name)
+            waiting += _HOLDS.get(name, ())
+    return found
 
 
 def verdicts(spec: Mapping[str, Any], audit: pd.DataFrame, entry: Mapping[str, Any], trains: bool) -> dict[str, Verdict]:

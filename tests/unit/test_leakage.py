@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 from report_experiment import make_experiment, write_audit
 
+from nemesis.data.cards import cards
 from nemesis.report.collect import collect
 from nemesis.report.leakage import HOLDS, in_words, of_weights, verdicts
+from nemesis.report.published import plain
 from nemesis.report.tables import tables
 from nemesis.report.tables.measured import read_measured
 
@@ -79,6 +81,9 @@ def test_published_weights_are_judged_by_the_data_they_name(experiment):
         (["AbdomenAtlas"], "Synapse", "overlap"),  # through BTCV
         (["FLARE23"], "Pancreas-CT", "overlap"),  # through AbdomenCT-1K
         (["LUNA16"], "LIDC_IDRI", "overlap"),
+        (["LIDC-IDRI"], "lidc", "overlap"),
+        (["TCIA-COVID19"], "flare23", "overlap"),  # a part of what it is judged on
+        (["CT-ORG"], "FLARE23", "overlap"),  # both hold LiTS
         (["LUNA16", "TotalSegmentator"], "BTCV", "clean"),
         (["LUNA16", "a hospital's own"], "BTCV", "unknown"),
         (["LUNA16"], "mine", "unknown"),
@@ -91,6 +96,10 @@ def test_what_data_sets_hold(trained_on, evaluated_on, told):
 
 def test_what_a_data_set_holds_is_known_itself():
     assert {other for others in HOLDS.values() for other in others} <= set(HOLDS)
+
+
+def test_every_card_is_known():
+    assert {plain(name) for name in cards()} <= {plain(name) for name in HOLDS}
 
 
 def test_nobody_else_has_phantoms():

@@ -143,7 +143,7 @@ def test_any_volume_has_a_signature(hu, spacing):
     assert all(match.score >= 0 for match in matches([found], [found]))
 
 
-def test_memory_is_less_than_two_copies_of_the_scan():
+def test_a_signature_takes_less_memory_than_twice_the_scan():
     hu = np.random.default_rng(0).integers(-1000, 1000, (160, 192, 192), np.int16)
     tracemalloc.start()
     signature(hu, (1.5, 1.5, 1.5))  # voxels of which none is passed over
