@@ -10,11 +10,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong: where (a file, a key, a case), what, and the remedy."""
+    """One thing that is wrong: where (a file, a key, a case), what, and the remedy.
+
+    ``passing``: it may be gone at the next try though the file stays as it is (no permission, no memory, a share that is away).
+    """
 
     where: str
     what: str
     remedy: str
+    passing: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "where", printable(self.where))

@@ -36,6 +36,7 @@ from nemesis.files import digest, replacing, write_bytes, write_text
 from nemesis.workers import each
 
 log = logging.getLogger(__name__)
+KILLED = "reading it killed its process, even alone: it is larger than the memory that is left, or crashes its decoder"
 Prepared = tuple[Volume, NDArray[Any] | None, list[str]]  # scan, label map, organs that were drawn
 
 
@@ -89,7 +90,7 @@ class _Task:
             record: dict[str, Any] = json.loads(self.file("json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        if record.get("identity") != self.identity:
+        if not isinstance(record, dict) or record.get("identity") != self.identity:
             return None
         kinds = ["hu.b2nd"] if self.view else ["hu.b2nd", "signature.npy"]
         if self.case.kind != "none" and not self.view:
@@ -144,7 +145,7 @@ def ingest(
     log.info("%s: %d cases, %d to be read", manifest.dataset.name, len(tasks), len(unread))
     try:
         for n, (task, record) in enumerate(each(_ingest_case, todo, workers), 1):
-            records[task.case.case] = found = record or _killed(task)
+            records[task.case.case] = found = record or _failed(task, KILLED)
             log.info("%d/%d %s: %s", n, len(todo), task.case.case, "refused" if found["faults"] else "ok")
         _write_verdicts(((task, record) for task in tasks if (record := records[task.case.case])), volumes, verdicts_path)
     except OSError as error:
@@ -181,16 +182,35 @@ def _verdict(task: _Task, record: dict[str, Any]) -> dict[str, Any]:
     return verdict | {"ok": not verdict["faults"]}
 
 
-def _killed(task: _Task) -> dict[str, Any]:
+def _failed(task: _Task, what: str) -> dict[str, Any]:
     """The record of a case of which nothing can be known; it is not kept, so that the next run tries again."""
-    what = "reading it killed its process, even alone: it is larger than the memory that is left, or crashes its decoder"
     remedy = "Make more memory free and run again with --forcerun ingest_scans."
-    return {"faults": [asdict(Fault(task.where, what, remedy))], "volume": {}, "empty": {}}
+    return {"faults": [asdict(Fault(task.where, what, remedy, passing=True))], "volume": {}, "empty": {}}
 
 
 def _ingest_case(task: _Task) -> dict[str, Any]:
-    """The record of a case, which is kept in the store beside its volumes."""
+    """The record of a case, which is kept in the store beside its volumes; where a fault may pass, the next run tries again."""
+    try:
+        record = _record(task)
+    except MemoryError:
+        return _failed(task, "does not fit into the memory that is left")
+    passing = [fault for fault in record["faults"] if fault["passing"]]
+    for fault in passing:
+        if "--forcerun" not in fault["remedy"]:
+            fault["remedy"] += f" Then run again with --forcerun {'resample' if task.view else 'ingest'}_scans."
+    if not passing:
+        write_text(task.file("json"), json.dumps(record, ensure_ascii=False))
+    return record
+
+
+def _record(task: _Task) -> dict[str, Any]:
     record, hu = task.record(), None
+    if record is not None and not task.judged(record):
+        try:
+            hu = StoredVolume(task.file("hu.b2nd"), record["volume"]["shape"]).whole()
+        except NemesisError as error:  # no longer what was stored there: it is made again
+            log.warning("%s %s: it is made again", error.faults[0].where, error.faults[0].what)
+            record = None
     if record is None:
         record = {"identity": task.identity, "faults": [], "volume": {}, "empty": {}}
         try:
@@ -199,14 +219,13 @@ def _ingest_case(task: _Task) -> dict[str, Any]:
         except NemesisError as error:
             record["faults"] = [asdict(fault) for fault in error.faults]
     if not task.judged(record):
-        hu = StoredVolume(task.file("hu.b2nd")).whole() if hu is None else hu
+        assert hu is not None
         window, floor = task.preparation.hu_window, task.preparation.foreground_floor
         known = record["empty"].get(task.rule, {"foreground": {}, "brightest": {}})
         found = emptiness(hu, window, floor, [task.superpatch], [task.largest])
         record["empty"][task.rule] = {
             "map": found["map"], **{name: {**known[name], **found[name]} for name in ("foreground", "brightest")},
         }  # fmt: skip
-    write_text(task.file("json"), json.dumps(record, ensure_ascii=False))
     return record
 
 
@@ -265,10 +284,11 @@ def _stored(task: _Task) -> Prepared:
     record = base.record()
     if record is None or record["faults"]:
         what = "is not in the store, of which a view was to be made"
-        raise NemesisError(Fault(task.where, what, "Run the workflow again from its data rules."))
+        raise NemesisError(Fault(task.where, what, "Run the workflow again from its data rules.", passing=True))
     volume = record["volume"]
     affine = np.array(volume["affine"], np.float64).reshape(4, 4)
-    return Volume(StoredVolume(base.file("hu.b2nd")).whole(), tuple(volume["spacing"]), affine), None, []
+    hu = StoredVolume(base.file("hu.b2nd"), volume["shape"]).whole()
+    return Volume(hu, tuple(volume["spacing"]), affine), None, []
 
 
 def _files(task: _Task) -> Prepared:

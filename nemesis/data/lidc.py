@@ -59,7 +59,7 @@ def read_nodules(path: Path, volume: Volume | None) -> NDArray[np.uint8] | None:
         root = _parsed(path)
         readers = [list(_nodules(path, session)) for session in root if _name(session) == "readingSession"]
     except OSError as error:
-        raise _refusal(path, f"cannot be read ({error.strerror or error})") from None
+        raise NemesisError(Fault(str(path), f"cannot be read ({error.strerror or error})", AGAIN, passing=True)) from None
     if not 0 < len(readers) < 100:
         raise _refusal(path, f"holds {len(readers)} reading sessions")
     if volume is None:

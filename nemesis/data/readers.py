@@ -266,4 +266,4 @@ def _room(path: Path, shape: tuple[int, int, int], dtype: type[np.integer[Any]])
         return np.empty(shape, dtype)
     except MemoryError:
         what = f"does not fit into memory ({by(shape)} voxels)"
-        raise refusal(path, what, "Read it where more memory is free, or with fewer workers.") from None
+        raise refusal(path, what, "Read it where more memory is free, or with fewer workers.", passing=True) from None

@@ -116,7 +116,7 @@ class Scans:
         return None if self._kind[i].as_py() == "none" else self._volume(i, "labels")
 
     def _stored(self, i: int, what: str) -> StoredVolume:
-        return StoredVolume(self.index.parent / f"{self._store[i].as_py()}.{what}.b2nd")
+        return StoredVolume(self.index.parent / f"{self._store[i].as_py()}.{what}.b2nd", self.shape(i))
 
     @cached_property
     def _maps(self) -> NDArray[np.uint8]:

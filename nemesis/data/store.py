@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from nemesis.errors import Fault, NemesisError
 from nemesis.files import replacing
 
 AIR = -1024  # HU that padding is filled with
+AGAIN = "Delete it, if it is there, and make it again: snakemake <your arguments> --forcerun {} --until {}"
 CHUNK = 64  # voxels; edge of what is compressed by itself
 
 
@@ -84,10 +86,15 @@ def _packing_for(array: NDArray[Any]) -> _Packing:
 
 
 class StoredVolume:
-    """A volume of the store, opened when first read. May be pickled, forked and shared between threads."""
+    """A volume of the store, opened when first read. May be pickled, forked and shared between threads.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        path: its file.
+        shape: voxels (D, H, W) that it is known to have; None: whatever it says.
+    """
+
+    def __init__(self, path: Path, shape: Sequence[int] | None = None) -> None:
+        self.path, self._expected = path, None if shape is None else tuple(shape)
         self._forget()
 
     def _forget(self) -> None:
@@ -96,22 +103,32 @@ class StoredVolume:
         self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
+        return {"path": self.path, "shape": self._expected}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
     def _open(self) -> Any:
         if self._handle is None:
             import blosc2
 
             if not self.path.exists():
-                what = "is missing from the store"
-                remedy = "Make it again: snakemake <your arguments> --forcerun ingest_scans --until check_cohort"
-                raise NemesisError(Fault(str(self.path), what, remedy))
-            # not mapped into memory: no faster, and a file cut short under a mapping kills the process
-            self._handle = blosc2.open(str(self.path), mode="r", dparams=blosc2.DParams(nthreads=1))
+                raise self._refusal("is missing from the store")
+            try:
+                # not mapped into memory: no faster, and a file cut short under a mapping kills the process
+                handle = blosc2.open(str(self.path), mode="r", dparams=blosc2.DParams(nthreads=1))
+            except (RuntimeError, ValueError) as error:
+                raise self._refusal(f"is damaged, or may not be read ({error})") from None
+            shape = getattr(handle, "shape", None)
+            if shape is None or (self._expected is not None and tuple(shape) != self._expected):
+                raise self._refusal(f"is not the volume that was stored there (shape {shape}, not {self._expected})")
+            self._handle = handle
         return self._handle
+
+    def _refusal(self, what: str) -> NemesisError:
+        of_view = "@" in self.path.name
+        rules = ("resample_scans", "check_views") if of_view else ("ingest_scans", "check_cohort")
+        return NemesisError(Fault(str(self.path), what, AGAIN.format(*rules), passing=True))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -122,6 +139,7 @@ class StoredVolume:
         """The box of ``size`` voxels at ``start`` (D, H, W), in the stored type; beyond the far ends it is ``fill``.
 
         Raises:
+            NemesisError: the file is missing, damaged, or another volume's.
             ValueError: the start lies outside the volume.
         """
         if self._process != os.getpid():  # forked: the parent's handle and lock are not ours
@@ -131,7 +149,10 @@ class StoredVolume:
             if not all(0 <= s < n for s, n in zip(start, volume.shape, strict=True)):
                 raise ValueError(f"start {start} lies outside the volume {volume.shape} of {self.path}")
             stop = [min(s + n, m) for s, n, m in zip(start, size, volume.shape, strict=True)]
-            inside = volume[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
+            try:
+                inside = volume[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
+            except RuntimeError as error:  # all that Blosc2 says of blocks that it cannot unpack
+                raise self._refusal(f"is damaged ({error})") from None
         return pad(inside, size, fill)
 
     def whole(self) -> NDArray[Any]:

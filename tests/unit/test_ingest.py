@@ -145,6 +145,71 @@ def test_only_what_changed_is_read_again(tmp_path, counted):
     assert counted[5:] == ["a", "b", "c"]
 
 
+def test_what_kept_a_scan_from_being_read_may_pass(tmp_path, counted):
+    raw = tmp_path / "raw"
+    raw_scans(raw, ["a"])
+    run(raw, tmp_path)
+    shutil.rmtree(tmp_path / "store")
+    raw.rename(tmp_path / "away")  # as a share of the network may be
+    places = (tmp_path / "manifest.json", raw, tmp_path / "store")
+    ingest(*places, tmp_path / "verdicts.json", Preparation(), 16, 0)
+    (verdict,) = json.loads((tmp_path / "verdicts.json").read_text())["cases"]
+    assert not verdict["ok"] and "--forcerun ingest_scans" in verdict["faults"][0]["remedy"]
+    (tmp_path / "away").rename(raw)
+    assert run(raw, tmp_path)["a"]["ok"] and counted == ["a"] * 3
+
+
+def test_a_scan_too_large_for_memory_stops_no_other(tmp_path, monkeypatch):
+    raw_scans(tmp_path / "raw", ["a", "b"])
+    original = module._files
+
+    def crowded(task):
+        if task.case.case == "a":
+            raise MemoryError
+        return original(task)
+
+    monkeypatch.setattr(module, "_files", crowded)
+    verdicts = run(tmp_path / "raw", tmp_path)
+    assert "memory" in verdicts["a"]["faults"][0]["what"] and verdicts["b"]["ok"]
+    monkeypatch.setattr(module, "_files", original)
+    assert run(tmp_path / "raw", tmp_path)["a"]["ok"]
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", "{", '{"identity": null}'])
+def test_a_record_that_is_none_is_made_again(tmp_path, content, counted):
+    raw_scans(tmp_path / "raw", ["a"])
+    run(tmp_path / "raw", tmp_path)
+    next((tmp_path / "store").glob("a-*.json")).write_text(content)
+    assert run(tmp_path / "raw", tmp_path)["a"]["ok"] and counted == ["a", "a"]
+
+
+def test_a_damaged_volume_is_made_again_where_it_is_looked_at(tmp_path, counted):
+    raw_scans(tmp_path / "raw", ["a"])
+    run(tmp_path / "raw", tmp_path)
+    path = next((tmp_path / "store").glob("a-*.hu.b2nd"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    assert run(tmp_path / "raw", tmp_path, superpatch=8)["a"]["ok"]
+    assert path.read_bytes() == whole and counted == ["a", "a"]
+
+
+def test_a_view_of_a_scan_that_is_gone_is_tried_again(tmp_path):
+    raw_scans(tmp_path / "raw", ["a"])
+    run(tmp_path / "raw", tmp_path)
+    path = next((tmp_path / "store").glob("a-*.hu.b2nd"))
+    whole = path.read_bytes()
+    places = (tmp_path / "manifest.json", tmp_path / "raw", tmp_path / "store", tmp_path / "views.json", Preparation(), 8, 0, 8)
+
+    def made():
+        ingest(*places, (2.0, 2.0, 2.0))
+        return json.loads((tmp_path / "views.json").read_text())["cases"][0]
+
+    path.unlink()
+    assert "--forcerun resample_scans" in made()["faults"][0]["remedy"]
+    path.write_bytes(whole)
+    assert made()["ok"]
+
+
 def test_another_window_floor_or_superpatch_reads_no_raw_scan(tmp_path, counted):
     raw = tmp_path / "raw"
     raw_scans(raw, ["a", "b"])

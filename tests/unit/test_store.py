@@ -108,6 +108,24 @@ def test_a_volume_that_is_gone_says_what_to_delete(tmp_path):
         StoredVolume(tmp_path / "gone.b2nd").whole()
 
 
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "flipped"])
+def test_a_damaged_volume_says_what_to_delete(tmp_path, damage):
+    write_volume(tmp_path, "a", np.random.default_rng(0).integers(-1000, 1000, (40, 40, 40), dtype=np.int16))
+    path = tmp_path / "a.b2nd"
+    whole = bytearray(path.read_bytes())
+    whole[500:-500:97] = bytes(byte ^ 0x5A for byte in whole[500:-500:97])
+    path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello" * 99, "flipped": whole}[damage])
+    with pytest.raises(NemesisError, match=r"a\.b2nd: is damaged.*Delete it.*--forcerun ingest_scans"):
+        StoredVolume(path).whole()
+
+
+def test_another_volume_in_the_place_of_one_is_told(tmp_path):
+    write_volume(tmp_path, "a@2x2x2.hu", np.zeros((16, 16, 16), np.int16))
+    stored = pickle.loads(pickle.dumps(StoredVolume(tmp_path / "a@2x2x2.hu.b2nd", (16, 16, 17))))
+    with pytest.raises(NemesisError, match=r"is not the volume that was stored there.*--forcerun resample_scans"):
+        stored.read((0, 0, 0), (8, 8, 32), AIR)
+
+
 def body(masked):
     """A body of smooth noise and its noise, in noisy air or masked out of it."""
     hu = blobs((96, 128, 128), 1)

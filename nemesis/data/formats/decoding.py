@@ -146,7 +146,7 @@ class Decoder:
         if not answer:
             self.close()
             what = "its compressed picture stops the decoder (it crashes, or takes too long)"
-            raise refusal(picture.path, what, AGAIN)
+            raise refusal(picture.path, what, AGAIN, passing=True)
         if "fault" in answer:
             raise NemesisError(Fault(*answer["fault"]))
         if b"orrupt" in os.pread(self._said.fileno(), MARGIN, 0):  # libjpeg goes on after it has said so

@@ -76,7 +76,7 @@ def _header(path: Path, root: Path | None) -> tuple[Any, int, int]:
         with path.open("rb") as file:
             head = file.read(HEADER)
     except OSError as error:
-        raise refusal(path, f"cannot be read ({error.strerror or error})", AGAIN) from None
+        raise refusal(path, f"cannot be read ({error.strerror or error})", AGAIN, passing=True) from None
     if head[128:132] != b"DICM":
         return None, 0, 0
     if DEFLATED in head:
@@ -136,7 +136,8 @@ def _slices(folder: Path, series: str | None, root: Path | None) -> list[_Slice 
     try:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and not path.is_dir())
     except OSError as error:
-        raise refusal(folder, f"cannot be read ({error.strerror or error})", "Check the folder and its permissions.") from None
+        what = f"cannot be read ({error.strerror or error})"
+        raise refusal(folder, what, "Check the folder and its permissions.", passing=True) from None
     headers = {path: _header(path, root or folder) for path in paths}
     read = {path: header for path, header in headers.items() if header[0] is not None}
     endings = {_ending(path) for path in read}

@@ -37,9 +37,9 @@ class Raster:
     notes: list[str] = field(default_factory=list)
 
 
-def refusal(path: Path, what: str, remedy: str) -> NemesisError:
+def refusal(path: Path, what: str, remedy: str, passing: bool = False) -> NemesisError:
     """The one fault of a file."""
-    return NemesisError(Fault(str(path), what, remedy))
+    return NemesisError(Fault(str(path), what, remedy, passing))
 
 
 def by(shape: Any) -> str:
@@ -58,7 +58,7 @@ def check_regular(path: Path, root: Path | None) -> int:
         found = real.stat()
         inside = root is None or real.is_relative_to(root.resolve())
     except OSError as error:
-        raise refusal(path, f"cannot be read ({error.strerror or error})", AGAIN) from None
+        raise refusal(path, f"cannot be read ({error.strerror or error})", AGAIN, passing=True) from None
     except (RuntimeError, ValueError) as error:  # links in a circle; a name with a zero byte
         raise refusal(path, f"cannot be read ({error})", AGAIN) from None
     if not inside:
@@ -83,7 +83,7 @@ def beside(header: Path, name: str, root: Path | None) -> Path:
         check_regular(path, root or header.parent)
     except NemesisError as error:
         what = f"says that its voxels are in {name!r}, which {error.faults[0].what}"
-        raise refusal(header, what, "Put the data file beside it.") from None
+        raise refusal(header, what, "Put the data file beside it.", error.faults[0].passing) from None
     return path
 
 

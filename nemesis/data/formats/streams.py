@@ -90,7 +90,7 @@ def _plain(path: Path, start: int) -> Iterator[bytes]:
             while block := file.read(CHUNK):
                 yield block
     except OSError as error:
-        raise refusal(path, f"cannot be read ({error.strerror or error})", AGAIN) from None
+        raise refusal(path, f"cannot be read ({error.strerror or error})", AGAIN, passing=True) from None
 
 
 def _inflated(path: Path, start: int) -> Iterator[bytes]:
