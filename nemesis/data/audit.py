@@ -8,6 +8,7 @@ signature (:mod:`nemesis.data.signature`), every pretraining scan against every 
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,16 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemesis.data.pools import Member, read_pool
-from nemesis.data.signature import AGREE, matches
+from nemesis.data.signature import AGREE, SIGNATURE, matches
+from nemesis.data.store import AGAIN
 from nemesis.errors import Fault, NemesisError
 from nemesis.files import write_text
 
+log = logging.getLogger(__name__)
 Why = Literal["patient", "content", "signature"]
 COUNTING = {  # words around a counter: `case_00001` and `lung_001` are somebody else in every dataset
     "abdomen", "body", "brain", "case", "chest", "colon", "ct", "head", "heart", "image", "img", "kidney", "liver", "lung",
     "neck", "organ", "pancreas", "pat", "patient", "pelvis", "pt", "s", "scan", "series", "spine", "spleen", "sub", "subj",
     "subject", "test", "thorax", "tr", "train", "training", "ts", "va", "val", "validation", "vol", "volume",
 }  # fmt: skip
+REMEDY = AGAIN.format("ingest_scans", "check_cohort")
 TELLING, COUNTER = 6, 8  # characters of a name that tells a patient from all others; digits, where it has nothing else
 
 
@@ -52,8 +56,8 @@ class Pair:
 def audit(spec: Mapping[str, Any]) -> None:
     """Job: write the audit as JSON, or stop with every pair.
 
-    The JSON says ``transductive``, ``scans`` (pool → number), ``pairs`` (a list of :class:`Pair`) and ``not_compared``: scans of
-    either pool that are too thin for a signature.
+    The JSON says ``transductive``, ``scans`` (pool → number), ``pairs`` (a list of :class:`Pair`), ``accepted`` (those of two
+    people, whom no verdict counts) and ``not_compared``: scans of either pool that are too thin for a signature.
 
     Args:
         spec: ``index``, ``pretraining`` and ``evaluation`` (pools), ``out`` (files); ``transductive`` (whether the pools may
@@ -65,14 +69,19 @@ def audit(spec: Mapping[str, Any]) -> None:
     index = Path(spec["index"])
     pools = {name: read_pool(Path(spec[name])) for name in ("pretraining", "evaluation")}
     found = find_pairs(pools["pretraining"], pools["evaluation"], _known(index))
-    wrong = [pair for pair in found.pairs if pair.pools.startswith("evaluation") or not spec["transductive"]]
-    wrong = [pair for pair in wrong if pair.why != ["patient"] or not {pair.first, pair.second} & set(spec["accept"])]
+    accepted = [pair for pair in found.pairs if pair.why == ["patient"] and {pair.first, pair.second} & set(spec["accept"])]
+    pairs = [pair for pair in found.pairs if pair not in accepted]
+    wrong = [pair for pair in pairs if pair.pools.startswith("evaluation") or not spec["transductive"]]
     if wrong:
         raise NemesisError(list(_faults(wrong, pools)))
+    if found.not_compared:
+        told = "%d scans are too thin for a signature, and were compared by name and HU alone: %s"
+        log.warning(told, len(found.not_compared), ", ".join(found.not_compared))
     content = {
         "transductive": spec["transductive"],
         "scans": {name: len(members) for name, members in pools.items()},
-        "pairs": [asdict(pair) for pair in found.pairs],
+        "pairs": [asdict(pair) for pair in pairs],
+        "accepted": [asdict(pair) for pair in accepted],
         "not_compared": found.not_compared,
     }
     write_text(Path(spec["out"]), json.dumps(content, indent=1, ensure_ascii=False) + "\n")
@@ -147,9 +156,10 @@ def _signature(member: Member, known: Mapping[str, Known], thin: set[str]) -> ND
     path = known[_name(member)].signature
     try:
         found: NDArray[np.void] = np.load(path)
-    except (OSError, ValueError) as error:
-        remedy = "Make it again: snakemake <your arguments> --forcerun ingest_scans --until check_cohort"
-        raise NemesisError(Fault(str(path), f"cannot be read ({error})", remedy)) from None
+        if found.dtype != SIGNATURE:
+            raise ValueError("it holds something else")
+    except (OSError, EOFError, ValueError) as error:
+        raise NemesisError(Fault(str(path), f"cannot be read ({error})", REMEDY)) from None
     if len(found) < AGREE:
         thin.add(_name(member))
     return found

@@ -92,7 +92,8 @@ def test_it_does_not_matter_which_pool_holds_the_disguise(cohort, tmp_path):
 def test_clean_pools_say_so(cohort, tmp_path):
     audit(specification(cohort, tmp_path, OWN[3:], OTHERS))
     found = json.loads((tmp_path / "audit.json").read_text())
-    assert found == {"transductive": False, "scans": {"pretraining": 3, "evaluation": 4}, "pairs": [], "not_compared": []}
+    nothing = {"pairs": [], "accepted": [], "not_compared": []}
+    assert found == {"transductive": False, "scans": {"pretraining": 3, "evaluation": 4}} | nothing
 
 
 def test_a_transductive_experiment_goes_on_and_tells_what_is_shared(cohort, tmp_path):
@@ -120,6 +121,16 @@ def test_a_signature_that_is_gone_is_told_with_what_to_do(cohort, tmp_path):
     (tmp_path / "index.parquet").write_bytes(index.read_bytes())  # its store is not there
     with pytest.raises(NemesisError, match=r"signature\.npy: cannot be read .*--forcerun ingest_scans"):
         audit(spec)
+
+
+@pytest.mark.parametrize("content", [b"", b"no array", None])
+def test_a_signature_that_is_damaged_or_something_else_is_told(tmp_path, content):
+    if content is None:
+        np.save(tmp_path / "a.npy", np.zeros((9, 3)))
+    else:
+        (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(NemesisError, match=r"a\.npy: cannot be read .*Delete it.*--forcerun ingest_scans"):
+        find_pairs([], [member("a", "1")], {"a/1": Known("", tmp_path / "a.npy")})
 
 
 # ------------------------------------------------------------------------------------------------------------- by name
@@ -170,8 +181,9 @@ def test_people_who_only_bear_one_name_can_be_accepted(cohort, tmp_path):
     (fault,) = caught.value.faults
     assert fault.where == "own/p3" and "`accept: [own/p3]`" in fault.remedy and "same patient by name" in fault.what
     audit(spec | {"accept": ["own/p3"]})
-    (pair,) = json.loads((tmp_path / "audit.json").read_text())["pairs"]
-    assert pair["why"] == ["patient"]  # told all the same
+    found = json.loads((tmp_path / "audit.json").read_text())
+    (pair,) = found["accepted"]  # told all the same, but no verdict calls it shared
+    assert pair["why"] == ["patient"] and not found["pairs"]
 
 
 def test_acceptance_does_not_excuse_an_equal_scan(cohort, tmp_path):
