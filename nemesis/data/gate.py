@@ -17,6 +17,8 @@ from nemesis.files import replacing, write_parquet
 if TYPE_CHECKING:
     import pyarrow as pa
 
+AGAIN = "Run the workflow again with --forcerun ingest_scans resample_scans: what is stored is not read again."
+
 
 def write_index(verdict_paths: Sequence[Path], out: Path, accept: Collection[str] = ()) -> None:
     """Write the index of all datasets' scans, or stop with every fault of every one of them.
@@ -37,7 +39,7 @@ def write_index(verdict_paths: Sequence[Path], out: Path, accept: Collection[str
 
     Raises:
         NemesisError: with every fault of every refused scan, everything that anatomy speaks against, and all scans that their
-            dataset holds twice.
+            dataset holds twice; a file of ingestion that is damaged.
     """
     import pyarrow as pa
 
@@ -45,7 +47,7 @@ def write_index(verdict_paths: Sequence[Path], out: Path, accept: Collection[str
     tables = []
     known: dict[tuple[str, str], str] = {}  # dataset and content hash → the case that has it
     for number, path in enumerate(verdict_paths):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = _content(path)
         for verdict in content["cases"]:
             for fault in verdict["faults"]:
                 remedy = f"{fault['remedy']} Or go on without it: `exclude: [{verdict['dataset']}/{verdict['case']}]`."
@@ -55,6 +57,9 @@ def write_index(verdict_paths: Sequence[Path], out: Path, accept: Collection[str
         volumes = Path(os.path.relpath(path.parent / content["volumes"], out.parent))
         rows = list(_rows(content["cases"], volumes, number))
         tables.append(pa.Table.from_pylist(rows, schema=_schema()))  # here, for rows of a hundred thousand cases are large
+        wanted, beside = sum(row["map_size"] for row in rows), path.with_suffix(".maps")
+        if (there := beside.stat().st_size if beside.is_file() else 0) != wanted:  # what it lacks would pass for air
+            faults.append(Fault(str(beside), f"holds {there} bytes of foreground maps, not {wanted}", AGAIN))
     if faults:
         raise NemesisError(faults)
     table = pa.concat_tables(tables).sort_by([("dataset", "ascending"), ("case", "ascending")])
@@ -69,6 +74,13 @@ def write_index(verdict_paths: Sequence[Path], out: Path, accept: Collection[str
     table = table.drop_columns(["map_file", "map_size"])
     table = table.set_column(table.schema.get_field_index("map_offset"), "map_offset", pa.array(offsets, pa.int64()))
     write_parquet(out, table)
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise NemesisError(Fault(str(path), f"cannot be read ({error})", AGAIN)) from None
 
 
 def _doubts(verdict: dict[str, Any], known: dict[tuple[str, str], str], accept: Collection[str]) -> Iterator[Fault]:

@@ -7,11 +7,13 @@ the window, the floor or the superpatch is told of the stored volume: another on
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import logging
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,6 +38,7 @@ from nemesis.files import digest, replacing, write_bytes, write_text
 from nemesis.workers import each
 
 log = logging.getLogger(__name__)
+ABANDONED = 24 * 3600.0  # s since anything was written to a volume that is not finished
 KILLED = "reading it killed its process, even alone: it is larger than the memory that is left, or crashes its decoder"
 Prepared = tuple[Volume, NDArray[Any] | None, list[str]]  # scan, label map, organs that were drawn
 
@@ -144,6 +147,8 @@ def ingest(
     todo = [task for task in tasks if (record := records[task.case.case]) is None or not task.judged(record)]
     log.info("%s: %d cases, %d to be read", manifest.dataset.name, len(tasks), len(unread))
     try:
+        if unread:
+            _clear(volumes)
         for n, (task, record) in enumerate(each(_ingest_case, todo, workers), 1):
             records[task.case.case] = found = record or _failed(task, KILLED)
             log.info("%d/%d %s: %s", n, len(todo), task.case.case, "refused" if found["faults"] else "ok")
@@ -151,6 +156,15 @@ def ingest(
     except OSError as error:
         what = f"cannot be written ({error.strerror or error})"
         raise NemesisError(Fault(str(volumes), what, "Make room there and run again: what is done is kept.")) from None
+
+
+def _clear(volumes: Path) -> None:
+    """Remove volumes that killed processes left half written, but none that another ingestion may be writing now."""
+    if volumes.is_dir():
+        for file in volumes.glob(".*.b2nd.*"):
+            with contextlib.suppress(FileNotFoundError):  # another ingestion clears up, too
+                if file.stat().st_mtime < time.time() - ABANDONED:
+                    file.unlink()
 
 
 def _write_verdicts(records: Iterable[tuple[_Task, dict[str, Any]]], volumes: Path, path: Path) -> None:

@@ -32,14 +32,19 @@ class Scans:
     """The scans of a pool. May be pickled, forked and shared between threads.
 
     Raises:
-        NemesisError: the index lacks a member of the pool, or was made from other files than the pool or for another window.
+        NemesisError: the index lacks a member of the pool, was made from other files than the pool or for another window, or
+            cannot be read.
     """
 
     def __init__(self, pool: Path, index: Path, preparation: Preparation) -> None:
         from pyarrow import parquet
 
         self.preparation, self.pool, self.index = preparation, pool, index
-        members, table = read_pool_table(pool), parquet.read_table(index, columns=list(OPENED))
+        try:
+            members, table = read_pool_table(pool), parquet.read_table(index, columns=list(OPENED))
+        except (OSError, ValueError) as error:  # Arrow's are ValueErrors
+            what = f"cannot be read, or {pool} cannot ({error})"
+            raise NemesisError(Fault(str(index), what, "Run it again with --forcerun check_cohort check_views.")) from None
         rows = _of_members(members, table, pool, index)
         self._store, self._kind = rows["store"].combine_chunks(), rows["kind"].combine_chunks()
         self._shape = rows["shape"].combine_chunks().flatten().to_numpy().reshape(-1, 3)

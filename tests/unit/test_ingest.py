@@ -210,6 +210,29 @@ def test_a_view_of_a_scan_that_is_gone_is_tried_again(tmp_path):
     assert made()["ok"]
 
 
+def test_what_killed_processes_left_is_removed_a_day_later(tmp_path):
+    raw_scans(tmp_path / "raw", ["a"])
+    old, new = (tmp_path / "store" / f".a-12345678.hu.b2nd.{name}" for name in ("abcdefgh", "ijklmnop"))
+    old.parent.mkdir()
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, time.time() - module.ABANDONED - 60))
+    run(tmp_path / "raw", tmp_path)
+    assert new.exists() and not old.exists()
+
+
+def test_foreground_maps_that_are_cut_short_are_no_air(tmp_path):
+    raw_scans(tmp_path / "raw", ["a"])
+    run(tmp_path / "raw", tmp_path)
+    maps = tmp_path / "store/verdicts.maps"
+    maps.write_bytes(maps.read_bytes()[:-1])
+    with pytest.raises(NemesisError, match=r"verdicts\.maps: holds 3 bytes.*not 4.*--forcerun ingest_scans"):
+        write_index([tmp_path / "store/verdicts.json"], tmp_path / "index.parquet")
+    (tmp_path / "store/verdicts.json").write_text("{")
+    with pytest.raises(NemesisError, match=r"verdicts\.json: cannot be read.*--forcerun ingest_scans"):
+        write_index([tmp_path / "store/verdicts.json"], tmp_path / "index.parquet")
+
+
 def test_another_window_floor_or_superpatch_reads_no_raw_scan(tmp_path, counted):
     raw = tmp_path / "raw"
     raw_scans(raw, ["a", "b"])

@@ -111,6 +111,14 @@ def test_an_index_for_another_window_is_refused(stored):
         Scans(folder / "pool.json", folder / "index.parquet", Preparation(hu_window=(-100.0, 250.0)))
 
 
+@pytest.mark.parametrize("content", [None, b"", b"PAR1 and no more"])
+def test_an_index_that_is_damaged_or_gone_is_told(stored, content):
+    index = stored[2] / "index.parquet"
+    index.unlink() if content is None else index.write_bytes(content)
+    with pytest.raises(NemesisError, match=r"index\.parquet: cannot be read.*--forcerun check_cohort"):
+        Scans(stored[2] / "pool.json", index, Preparation())
+
+
 def test_maps_that_are_cut_short_are_refused(stored):
     folder = stored[2]
     (folder / "index.maps").write_bytes((folder / "index.maps").read_bytes()[:-1])
