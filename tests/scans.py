@@ -228,7 +228,8 @@ def write_slice(path: Path, dataset: Any, syntax: str = "explicit") -> Path:
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.file_meta.TransferSyntaxUID = SYNTAXES[syntax]
-    dataset["PixelData"].VR = "OW"
+    if "PixelData" in dataset:
+        dataset["PixelData"].VR = "OW"
     if syntax not in ("implicit", "explicit", "big"):
         from pydicom.encaps import encapsulate
 

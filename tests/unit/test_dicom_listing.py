@@ -4,6 +4,7 @@ import os
 import shutil
 import stat
 
+import numpy as np
 import pytest
 from replicas import of
 from scans import save_dicom
@@ -12,6 +13,7 @@ from small_scans import body
 from nemesis.data import seen
 from nemesis.data.cases import write_manifest
 from nemesis.data.listings import dicom, list_cases, survey
+from nemesis.data.readers import read_volume
 from nemesis.datasets import DicomTree
 from nemesis.errors import NemesisError
 
@@ -123,6 +125,8 @@ def test_where_uids_were_emptied_folders_and_studies_stand_for_them_aloud(tmp_pa
     assert [case.series for case in cases] == ["", ""] and len({case.patient for case in cases}) == 2
     assert "2 × CT series without PatientID" in caplog.text and "2 × CT series without SeriesInstanceUID" in caplog.text
     assert len({case.fingerprint for case in cases}) == 2
+    for n, case in enumerate(sorted(cases, key=lambda case: case.image)):
+        np.testing.assert_array_equal(read_volume(tmp_path / case.image, case.series, tmp_path).hu, body(SMALL, n))
 
 
 def change_in_place(path, *emptied_names, **values):

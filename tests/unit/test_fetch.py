@@ -28,7 +28,7 @@ def members(folder):
     """What of the distribution is needed, in miniature: name → content."""
     save(folder / "example.nii.gz", body(seed=0), "RAS")
     save(folder / "example_labels.nii.gz", TOTAL[organs()], "RAS")
-    save_dicom(folder / "dicom", body(seed=1), syntax="jpeg2000", names="CT.1.2.{}".format)
+    save_dicom(folder / "dicom", body(seed=1), syntax="jpeg2000", series="", names="CT.1.2.{}".format)  # its UIDs were emptied
     save(folder / "dicom_labels.nii.gz", TOTAL[organs()], "LAS")
     save(folder / "aorta.nii.gz", body(seed=2), "LPS")
     corner = np.diag([2.0, 1.5, 3.0, 1.0])

@@ -5,12 +5,16 @@ import sys
 
 import numpy as np
 import pytest
-from scans import RAS, SYNTAXES, save_dicom
+from pydicom.dataset import Dataset
+from scans import RAS, SYNTAXES, ct_slice, save_dicom, write_slice
 from small_scans import body, organs, save
 
 from nemesis.data.formats import open_raster
 from nemesis.data.formats.decoding import Decoder, picture_size
+from nemesis.data.formats.dicom import HEADER
+from nemesis.data.listings import survey
 from nemesis.data.readers import read_labels, read_volume
+from nemesis.datasets import DicomTree
 from nemesis.errors import NemesisError
 
 UID = "1.2.826.0.1.3680043.8.498."
@@ -260,13 +264,55 @@ def test_one_odd_slice_is_refused_by_its_file(tmp_path, values, what):
     assert what in fault.what and fault.where.endswith("1-009.dcm")
 
 
-def test_a_localiser_in_the_series_is_left_out_with_a_note(tmp_path):
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "a localiser (scout)"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "MIP"]}, "a derived picture (MIP)"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "a secondary capture (a picture of a screen)"),
+    ],
+)
+def test_pictures_in_the_series_are_left_out_with_a_note(tmp_path, values, what):
     def change(k, dataset):
-        return alter(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])(k, dataset) if k == 20 else dataset
+        return alter(**values)(k, dataset) if k == 20 else dataset
 
     volume = read_volume(save_dicom(tmp_path / "series", body(), change=change))
     np.testing.assert_array_equal(volume.hu, body()[:19])
-    assert volume.notes == ("1 localiser image(s) in the series were left out",)
+    assert volume.notes == (f"1 image(s) in the series were left out: each is {what}",)
+
+
+def test_a_folder_of_slices_whose_uids_were_emptied_is_a_series(tmp_path):
+    def emptied(k, dataset):
+        dataset.SeriesInstanceUID = ""
+        return dataset
+
+    folder = save_dicom(tmp_path, body(), change=emptied)
+    for series in (None, ""):  # as the user, and as the listing, names it
+        np.testing.assert_array_equal(read_volume(folder, series).hu, body())
+    save_dicom(tmp_path, body(seed=1), series=UID + "2", names="2-{:03d}.dcm".format)
+    assert "has no SeriesInstanceUID, which others beside it have" in refused(folder).what
+
+
+@pytest.mark.parametrize("syntax", ["implicit", "explicit"])
+def test_contours_of_many_megabytes_may_lie_beside_a_series(tmp_path, syntax):
+    """Writers leave the length of such a list open, and the header read of it ends within."""
+    folder = save_dicom(tmp_path, body(), series=UID + "1")
+    outline = Dataset()
+    outline.ContourData = ["12.345"] * 5_000
+    drawn = Dataset()
+    drawn.ContourSequence = [copy.deepcopy(outline) for _ in range(40)]
+    contours = ct_slice(np.zeros((2, 2), np.int64))
+    del contours.PixelData
+    contours.SOPClassUID, contours.Modality, contours.ROIContourSequence = "1.2.840.10008.5.1.4.1.1.481.3", "RTSTRUCT", [drawn]
+    contours.SOPInstanceUID, contours.SeriesInstanceUID, contours.PatientID = UID + "2.1", UID + "2", "DOE^JANE-ID"
+    for of in (contours["ROIContourSequence"], drawn["ContourSequence"]):
+        of.is_undefined_length = True
+    drawn.is_undefined_length_sequence_item = True
+    path = write_slice(folder / "contours.dcm", contours, syntax)
+    assert path.stat().st_size > HEADER
+    np.testing.assert_array_equal(read_volume(folder, UID + "1").hu, body())
+    listing = survey(DicomTree(reader="dicom", name="tree"), tmp_path)
+    assert not listing.faults and listing.passed_over["RTSTRUCT series"] == 1
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES)

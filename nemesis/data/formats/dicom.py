@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ TAGS = ["SOPClassUID", "Modality", "ImageType", "SeriesInstanceUID", "StudyInsta
         "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "PixelSpacing", "ImageOrientationPatient",
         "ImagePositionPatient", "RescaleSlope", "RescaleIntercept", "RescaleType", "PixelRepresentation", "PixelPaddingValue",
         "PixelPaddingRangeLimit", "BitsAllocated", "BitsStored", "HighBit"]  # fmt: skip
+LAST = 0x0028FFFF  # no tag of TAGS comes after it
 SAME_PLACE = 0.01  # mm between slices that are one
 ANGLE = 1e-3  # by which direction cosines may differ, their product from 0 and their length from 1
 UNEVEN = 0.1  # share of the slices' distance by which one may lie off its place
@@ -68,7 +70,7 @@ def read_header(path: Path, root: Path | None = None) -> Any:
 
 def _header(path: Path, root: Path | None) -> tuple[Any, int, int]:
     """See :func:`read_header`; and where the pixels begin and how many bytes they take, as the file says."""
-    from pydicom import config, dcmread
+    from pydicom import config
 
     config.settings.reading_validation_mode = config.IGNORE  # its warnings print what the header says, perhaps of the patient
     check_regular(path, root)
@@ -81,10 +83,8 @@ def _header(path: Path, root: Path | None) -> tuple[Any, int, int]:
         return None, 0, 0
     if DEFLATED in head:
         raise refusal(path, "is deflated as a whole", "Store it in another DICOM encoding (gdcmconv --raw).")
-    stream = io.BytesIO(head)  # nothing behind it is parsed, so nobody can make that long
     try:
-        dataset = dcmread(stream, stop_before_pixels=True, specific_tags=TAGS)
-        start = stream.tell()
+        dataset, start = _parsed(head)
         if dataset.file_meta.get("MediaStorageSOPClassUID") == DIRECTORY:
             return None, 0, 0
         implicit, little = dataset.original_encoding
@@ -98,19 +98,35 @@ def _header(path: Path, root: Path | None) -> tuple[Any, int, int]:
     return dataset, 0, 0
 
 
+def _parsed(head: bytes) -> tuple[Any, int]:
+    """The dataset that a file begins with, and where its pixels do; nothing behind ``head`` is parsed, so nobody can make that
+    long."""
+    from pydicom.filereader import dcmread, read_partial
+    from pydicom.tag import Tag
+
+    stream = io.BytesIO(head)
+    try:
+        return dcmread(stream, stop_before_pixels=True, specific_tags=TAGS), stream.tell()
+    except Exception:
+        if len(head) < HEADER:
+            raise
+        # contours and segments fill megabytes, and such a list without a length ends nowhere; what is wanted stands before it
+        stream.seek(0)
+        return read_partial(stream, lambda tag, *_: tag > LAST, specific_tags=[Tag(name) for name in TAGS]), len(head)
+
+
 def open_series(folder: Path, series: str | None, root: Path | None) -> Raster:
     """Read the headers of a series, whose files lie in the folder itself.
 
     Raises:
         NemesisError: see :func:`nemesis.data.formats.open_raster`.
     """
-    found, notes = _slices(folder, series, root), []
-    scouts = [one for one in found if one is None]
-    slices = [one for one in found if one is not None]
+    found, notes = _slices(folder, series, root), list[str]()
+    others = [one for one in found if isinstance(one, str)]
+    slices = [one for one in found if isinstance(one, _Slice)]
     if not slices:
-        raise refusal(folder, "is a localiser (scout), not a scan", "Name a series of axial slices.")
-    if scouts:
-        notes.append(f"{len(scouts)} localiser image(s) in the series were left out")
+        raise refusal(folder, f"is {others[0]}, not a scan", "Name a series of axial slices.")
+    notes += [f"{number} image(s) in the series were left out: each is {what}" for what, number in Counter(others).items()]
     first = slices[0]
     for one in slices[1:]:
         for said, alike in {
@@ -131,8 +147,8 @@ def open_series(folder: Path, series: str | None, root: Path | None) -> Raster:
     return Raster(folder, shape, LPS @ affine, _Slabs(places, notes), True, claimed, on_disk, notes)
 
 
-def _slices(folder: Path, series: str | None, root: Path | None) -> list[_Slice | None]:
-    """The files of the series; None for a localiser."""
+def _slices(folder: Path, series: str | None, root: Path | None) -> list[_Slice | str]:
+    """The files of the series; of what is no slice, what it is."""
     try:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and not path.is_dir())
     except OSError as error:
@@ -147,10 +163,11 @@ def _slices(folder: Path, series: str | None, root: Path | None) -> list[_Slice 
     if not read:
         raise refusal(folder, "cannot be read: it holds no DICOM file", "Give a file, or the folder that holds the slices.")
     of = {path: str(header[0].get("SeriesInstanceUID", None) or "") for path, header in read.items()}
-    for path, uid in of.items():
-        if not uid:
-            raise refusal(path, "has no SeriesInstanceUID, so it belongs nowhere", f"{AGAIN} Or remove it.")
     every = set(of.values())
+    for path, uid in of.items():
+        if not uid and len(every) > 1:  # where all were emptied, the folder stands for the series
+            what = "has no SeriesInstanceUID, which others beside it have, so it belongs nowhere"
+            raise refusal(path, what, f"{AGAIN} Or remove it.")
     if series is None and len(every) > 1:
         what = f"holds {len(every)} DICOM series"
         raise refusal(folder, what, "Put each into a folder of its own, or name the SeriesInstanceUID.")
@@ -164,8 +181,8 @@ def _ending(path: Path) -> str:
     return "" if path.suffix[1:].isdigit() else path.suffix.lower()
 
 
-def _checked(path: Path, header: Any, start: int, length: int) -> _Slice | None:
-    """What one file says, or None of a localiser."""
+def _checked(path: Path, header: Any, start: int, length: int) -> _Slice | str:
+    """What one file says; of what is no slice though it may lie in a series, what it is."""
     try:
         return _facts(path, header, start, length)
     except NemesisError:
@@ -174,20 +191,19 @@ def _checked(path: Path, header: Any, start: int, length: int) -> _Slice | None:
         raise refusal(path, f"its DICOM header makes no sense ({type(error).__name__})", AGAIN) from None
 
 
-def _facts(path: Path, header: Any, start: int, length: int) -> _Slice | None:
+def _facts(path: Path, header: Any, start: int, length: int) -> _Slice | str:
     kind, modality = str(header.get("SOPClassUID", "")), str(header.get("Modality", ""))
     image_type = {str(value).upper() for value in header.get("ImageType", None) or ()}
-    if kind in ENHANCED or int(header.get("NumberOfFrames", None) or 1) != 1:
-        raise refusal(path, "holds many frames in one file (enhanced DICOM)", CONVERT)
-    if kind.startswith(CAPTURE):
-        raise refusal(path, "is a secondary capture (a picture of a screen), not a CT slice", "Name another series.")
     if modality != "CT":
         raise refusal(path, f"its modality is {modality[:4]!r}, not CT", "Name a CT series; this suite takes nothing else.")
-    if "LOCALIZER" in image_type:
-        return None
+    if kind.startswith(CAPTURE):
+        return "a secondary capture (a picture of a screen)"
     if image_type & PICTURES:
-        what = f"is a derived picture ({', '.join(sorted(image_type & PICTURES))}), not a CT slice"
-        raise refusal(path, what, "Name another series.")
+        return f"a derived picture ({', '.join(sorted(image_type & PICTURES))})"
+    if "LOCALIZER" in image_type:
+        return "a localiser (scout)"
+    if kind in ENHANCED or int(header.get("NumberOfFrames", None) or 1) != 1:
+        raise refusal(path, "holds many frames in one file (enhanced DICOM)", CONVERT)
     meaning = str(header.get("PhotometricInterpretation", ""))
     if header.get("SamplesPerPixel", 1) != 1 or meaning not in ("MONOCHROME1", "MONOCHROME2"):
         raise refusal(path, "holds colour, not HU", "Name another series.")
