@@ -169,6 +169,18 @@ def test_faults_of_a_tree_are_told_at_once(tmp_path):
     assert len(told) == 5
 
 
+def test_a_folder_full_of_one_fault_is_one_fault(tmp_path):
+    folder = series(tmp_path / "set", "1.1")
+    for path in list(folder.iterdir()):
+        os.symlink(shutil.move(path, tmp_path / path.name), path)
+    (fault,) = survey(tree(), tmp_path / "set").faults
+    assert fault.where.endswith("1-001.dcm")
+    assert (
+        fault.what
+        == f"is a link that leads out of its folder (and {len(list(folder.iterdir())) - 1} more of its folder likewise)"
+    )
+
+
 def test_a_faulty_series_can_be_excluded(tmp_path):
     series(tmp_path, "1.1")
     spread = series(tmp_path, "1.2")

@@ -120,6 +120,7 @@ def _look_through(dataset: DicomTree, listing: Listing, salt: str) -> tuple[dict
     found: dict[str, _Series] = defaultdict(_Series)
     others: dict[str, set[str]] = defaultdict(set)
     xml: list[str] = []
+    faulty: dict[tuple[str, str, str], list[str]] = defaultdict(list)  # (folder, what, remedy) → files: hundreds may be alike
     public = dataset.public_identifiers
     look = f"dicom {'public' if public else hashlib.sha256(salt.encode()).hexdigest()[:16]} {LOOK}"
     for folder, name in _files(listing):
@@ -129,15 +130,16 @@ def _look_through(dataset: DicomTree, listing: Listing, salt: str) -> tuple[dict
             listing.check(file)
             told = listing.seen.of(path, look, lambda path: _told(path, None if public else salt))
         except NemesisError as error:
-            listing.faults += error.faults
+            for fault in error.faults:
+                faulty[folder, fault.what, fault.remedy].append(fault.where)
             continue
         except OSError as error:
-            listing.faults.append(Fault(str(path), f"cannot be read ({error.strerror})", "Check the file and its permissions."))
+            faulty[folder, f"cannot be read ({error.strerror})", "Check the file and its permissions."].append(str(path))
             continue
         if told["kind"] == "CT":
             if public and told["patient"] and not HARMLESS.fullmatch(told["patient"]):
                 what = "its PatientID holds other characters than letters, digits, '.', '_' and '-'"
-                listing.faults.append(Fault(str(path), what, "Set `public_identifiers: false`."))
+                faulty[folder, what, "Set `public_identifiers: false`."].append(str(path))
             series = found[told["series"] or f"folder {folder}"]
             series.uid = told["series"]
             series.patients.add(told["patient"])
@@ -151,6 +153,9 @@ def _look_through(dataset: DicomTree, listing: Listing, salt: str) -> tuple[dict
             xml.append(file)
         else:
             listing.passed_over[told["kind"]] += 1
+    for (_, what, remedy), files in faulty.items():
+        more = f" (and {len(files) - 1} more of its folder likewise)" if len(files) > 1 else ""
+        listing.faults.append(Fault(files[0], what + more, remedy))
     for kind, series_uids in others.items():
         listing.passed_over[f"{kind} series"] += len(series_uids)
     return found, xml
