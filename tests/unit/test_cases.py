@@ -133,7 +133,9 @@ def test_nnunet_faults_of_cases(tmp_path):
     [
         ({"labels": None}, "no mapping `labels`"),
         ({"labels": {"background": 0}}, "names no organ"),
-        ({"labels": {"background": 0, "whole": [1, 2]}}, "regions"),
+        ({"labels": {"background": 0, "whole": [1, 2]}}, "gives 'whole' something else than a whole number. Give"),
+        ({"labels": {"background": "0", "liver": "1"}}, "gives 'background' something else than a whole number"),
+        ({"labels": {"0": "background", "1": "liver", "2": "liver"}}, "two numbers of its `labels` have one name"),
         ({"labels": {"background": 0, "liver": 1, "ignore": 2}}, "ignore label"),
         ({"channel_names": {"0": "T2"}}, "not one of CT"),
         ({"channel_names": {"0": "CT", "1": "PET"}}, "not one of CT"),
@@ -160,6 +162,9 @@ def test_unreadable_dataset_json_and_empty_nnunet_folder(tmp_path):
 
 def test_labels_as_written_before_nnunet_v2(tmp_path):
     dataset = nnunet_folder(tmp_path, ["p1"], labels={"0": "background", "1": "liver", "2": "aorta"})
+    assert label_numbers(dataset, tmp_path) == ORGANS
+    path = tmp_path / "dataset.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as editors of Windows write UTF-8
     assert label_numbers(dataset, tmp_path) == ORGANS
 
 

@@ -41,7 +41,7 @@ def put(root, *names):
 )
 def test_patterns(tmp_path, pattern, cases):
     put(tmp_path, "subset0/a.mhd", "subset10/b.mhd", "subset0/c.mha", "other/[x]*.mhd", "a.mhd")
-    put(tmp_path, "subset0/.hidden.mhd", ".sub/z.mhd")
+    put(tmp_path, "subset0/.hidden.mhd", ".sub/z.mhd", "__MACOSX/a.mhd")
     assert dict(Pattern(pattern).found_in(tmp_path)) == cases
 
 

@@ -54,13 +54,13 @@ def open_nrrd(path: Path, bytes_on_disk: int, root: Path | None) -> Raster:
     code = TYPES.get(header.text("type").lower())
     if code is None:
         raise refusal(path, f"holds '{header.text('type')[:40]}' values", "Give scalar voxels.")
+    encoding = header.text("encoding").lower()
+    if encoding not in PACKED:  # text has no byte order to look for
+        raise refusal(path, f"its encoding is '{encoding[:40]}'", "Save it with encoding raw or gzip.")
     order = header.text("endian", "little" if code[1] == "1" else None)
     if order not in ("little", "big"):
         raise header.bad("endian")
     dtype = np.dtype(code).newbyteorder("<" if order == "little" else ">")
-    encoding = header.text("encoding").lower()
-    if encoding not in PACKED:
-        raise refusal(path, f"its encoding is '{encoding[:40]}'", "Save it with encoding raw or gzip.")
     shape, affine = _grid(header)
     claimed = math.prod(shape) * dtype.itemsize
     skip = header.whole("byte skip", "0")[0]

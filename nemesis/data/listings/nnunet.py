@@ -118,7 +118,7 @@ def read_dataset_json(root: Path, names: dict[str, str]) -> DatasetJson:
     if check_regular(path, root) > LARGEST:
         raise broken("is too large for a description of a dataset")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise broken(f"cannot be read ({str(error)[:200]})") from None
     if not isinstance(content, dict):
@@ -127,9 +127,13 @@ def read_dataset_json(root: Path, names: dict[str, str]) -> DatasetJson:
     if not isinstance(labels, dict):
         raise broken("has no mapping `labels` from organ to number")
     if labels and all(key.isdecimal() and isinstance(name, str) for key, name in labels.items()):
+        if len(set(labels.values())) < len(labels):
+            raise broken("two numbers of its `labels` have one name", "Give every organ a name of its own.")
         labels = {name: int(key) for key, name in labels.items()}  # as written before nnU-Net v2
-    if not all(type(number) is int for number in labels.values()):
-        raise broken("`labels` holds something else than whole numbers (regions are not supported)")
+    for organ, number in labels.items():
+        if type(number) is not int:
+            what = f"`labels` gives {organ[:40]!r} something else than a whole number"
+            raise broken(what, "Give every organ a number of its own (regions of several numbers are not supported).")
     told = {organ: number for organ, number in labels.items() if number != 0}
     numbers = {ours.get(organ.lower(), organ): number for organ, number in told.items()}
     if "ignore" in numbers:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+HIDDEN = re.compile(r"\.|__MACOSX$")  # the folder holds what archives of macOS say of their files
+
 
 class Pattern:
     """A path relative to a folder, with one ``{case}`` in it.
@@ -71,7 +73,7 @@ def _found(root: str, folder: str, parts: list[tuple[str, re.Pattern[str] | None
             yield case, path
         return
     with os.scandir(f"{root}/{folder}") as entries:
-        names = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+        names = sorted((entry.name, entry.is_dir()) for entry in entries if not HIDDEN.match(entry.name))
     for name, is_folder in names:
         fits = pattern.fullmatch(name)
         if not fits or (rest and not is_folder):
