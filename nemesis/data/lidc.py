@@ -114,6 +114,8 @@ def _inner(path: Path, outline: _Outline, volume: Volume) -> tuple[int, NDArray[
     from scipy.ndimage import binary_fill_holes
 
     assert volume.stored is not None
+    if volume.leaned:
+        raise _refusal(path, "outlines pixels of slices that were moved to undo a gantry tilt")
     stored, n = volume.stored, len(outline.points)
     slices = (outline.z - stored[2, 3] - outline.points @ stored[2, :2]) / stored[2, 2] if stored[2, 2] else np.full(n, np.nan)
     on_file = np.column_stack([outline.points, slices, np.ones(n)])

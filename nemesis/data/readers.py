@@ -40,6 +40,7 @@ class Volume:
     affine: NDArray[np.float64]
     stored: NDArray[np.float64] | None = None  # of one that was read: the affine of its file, on the file's own axes
     notes: tuple[str, ...] = ()  # what was done to it that a person should know
+    leaned: bool = False  # its planes were moved, so a pixel of the file is not the same voxel here
 
 
 def read_volume(path: Path, series: str | None = None, root: Path | None = None) -> Volume:
@@ -82,7 +83,7 @@ def read_volume(path: Path, series: str | None = None, root: Path | None = None)
     if reason:
         remedy = "Convert it to HU (with the rescale slope and intercept) if it is CT; this suite takes nothing else."
         raise refusal(path, f"is not CT in HU: {reason}", remedy)
-    return Volume(hu, place.spacing, place.affine, raster.affine, tuple(raster.notes))
+    return Volume(hu, place.spacing, place.affine, raster.affine, tuple(raster.notes), place.leaned)
 
 
 def not_ct(hu: NDArray[np.int16]) -> str | None:
@@ -220,6 +221,7 @@ class _Place:
     spacing: tuple[float, float, float]
     affine: NDArray[np.float64]
     orientation: NDArray[np.float64]  # nibabel's: the RAS axis and the direction of each of the file's axes
+    leaned: bool
 
     def of_file(self, house: NDArray[Any]) -> NDArray[Any]:
         """A view (k, j, i) of the house array, as the file's planes come."""
@@ -239,7 +241,7 @@ def _opened(path: Path, series: str | None, root: Path | None, fill: float, line
         raise refusal(path, f"has an implausible voxel size or place ({by(np.round(spacing, 4))} mm)", "Mend its header.")
     if abs(np.linalg.det(raster.affine[:3, :3] / spacing)) < 0.1:
         raise refusal(path, "its affine collapses the volume", "Mend its header.")
-    raster = upright(raster, fill, linear)
+    found, raster = raster, upright(raster, fill, linear)
     if max(raster.shape) > LONGEST or math.prod(raster.shape) > LARGEST:
         what = f"is too large ({by(raster.shape)} voxels)"
         raise refusal(path, what, f"A scan has at most {LONGEST} voxels along an axis and {LARGEST >> 20} Mi in all.")
@@ -247,7 +249,7 @@ def _opened(path: Path, series: str | None, root: Path | None, fill: float, line
     affine = raster.affine @ turn.inv_ornt_aff(orientation, raster.shape)
     x, y, z = (raster.shape[int(np.flatnonzero(orientation[:, 0] == axis)[0])] for axis in range(3))
     mm = [float(s) for s in np.linalg.norm(affine[:3, :3], axis=0)]
-    return raster, _Place((z, x, y), (mm[2], mm[0], mm[1]), affine, orientation)
+    return raster, _Place((z, x, y), (mm[2], mm[0], mm[1]), affine, orientation, raster is not found)
 
 
 def _check_backed(raster: Raster) -> None:

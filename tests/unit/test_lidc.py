@@ -148,6 +148,12 @@ def test_the_series_of_an_xml_and_xml_of_other_kinds(tmp_path, volume):
         read_nodules(tmp_path / "none.xml", volume)
 
 
+def test_outlines_on_a_leaning_scan_are_refused_for_its_pixels_were_moved(tmp_path):
+    leaning = read_volume(save_dicom(tmp_path / "series", body(), tilt=20))
+    with pytest.raises(NemesisError, match="moved to undo a gantry tilt"):
+        drawn(tmp_path, leaning, [box((8, 11), (6, 12), (5, 9))])
+
+
 def test_without_its_scan_the_xml_is_checked_alone(tmp_path):
     assert drawn(tmp_path, None, [box(*BOX)]) is None
     with pytest.raises(NemesisError, match="without a place"):
