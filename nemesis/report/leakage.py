@@ -38,10 +38,11 @@ HOLDS: dict[str, tuple[str, ...]] = {
     "BTCV": ("Synapse",),
     "CHAOS": (),
     "CT-ORG": ("LiTS",),
-    "FLARE23": ("AbdomenCT-1K", "AMOS22", "TCIA-COVID19"),
+    "FLARE23": (
+        "AbdomenCT-1K", "AMOS22", "MSD Colon", "MSD Hepatic Vessel", "MSD Lung", "TCIA-COVID19", "TotalSegmentator",
+    ),
     "HNSCC": ("OpenKBP",),
     "KiTS23": (),
-    "LIDC": ("LIDC-IDRI",),  # as its card is called
     "LIDC-IDRI": ("LUNA16",),
     "LiTS": ("MSD Liver",),
     "LUNA16": ("LIDC-IDRI",),

@@ -84,8 +84,8 @@ def test_a_card_is_shown(typed):
 
 def test_every_card_says_what_a_user_needs():
     assert set(cards()) >= {
-        "btcv", "totalsegmentator", "lidc", "luna16", "hnscc", "tcia_covid19", "flare23", "kits23", "msd_pancreas", "synapse",
-        "openkbp",
+        "btcv", "totalsegmentator", "lidc_idri", "luna16", "hnscc", "tcia_covid19", "flare23", "kits23", "msd_pancreas",
+        "synapse", "openkbp",
     }  # fmt: skip
     for name, card in cards().items():
         assert card.title and card.licence and card.citation and card.get and card.layouts

@@ -106,7 +106,7 @@ def test_layouts_of_dicom(card, maker, tmp_path):
 
 def test_lidc_with_its_xml(tmp_path):
     known, nodule = replicas.lidc(tmp_path / "raw")
-    cases = ingested(resolve(entry("lidc"), tmp_path / "raw")[0], tmp_path / "raw", tmp_path)
+    cases = ingested(resolve(entry("lidc_idri"), tmp_path / "raw")[0], tmp_path / "raw", tmp_path)
     patients = {verdict["patient"]: (verdict, hu, labels) for verdict, hu, labels in cases.values()}
     for patient, (scan,) in known.items():
         verdict, hu, labels = patients[patient]
@@ -120,8 +120,9 @@ CHECKED = {
     "msd_pancreas": (replicas.msd_pancreas, ["2 of 281", "pancreas tumour 2", "1 × test scans (imagesTs)"]),
     "hnscc": (replicas.hnscc, ["scans      3\n", "patients   2 of 627", "1 × PT series", "1 × RTSTRUCT series",
                                "1 × CT localiser series", "1 × files that are not DICOM (.csv)", "restricted"]),
-    "lidc": (replicas.lidc, ["scans      2 of 1018", "nodule 1", "1 × DX series", "1 × annotations of series that are not here",
-                             "1 × XML files that are no annotation of a CT series"]),
+    "lidc_idri": (replicas.lidc, ["scans      2 of 1018", "nodule 1", "1 × DX series",
+                                  "1 × annotations of series that are not here",
+                                  "1 × XML files that are no annotation of a CT series"]),
     "flare23": (replicas.flare23, ["scans      3 of 4000", "labelled   2 of 2200", "(2 partial)"]),
 }  # fmt: skip
 
