@@ -251,6 +251,7 @@ def _store(task: _Task) -> tuple[Volume, dict[str, Any]]:
     """
     source = _stored if task.view else _phantom if isinstance(task.dataset, PhantomCohort) else _files
     volume, labels, annotated = source(task)
+    own_spacing = [float(s) for s in volume.spacing]
     spacing = task.view or task.preparation.spacing_mm
     if spacing is not None:
         volume, labels = resample(volume, labels, spacing)
@@ -260,6 +261,7 @@ def _store(task: _Task) -> tuple[Volume, dict[str, Any]]:
     found = {
         "shape": list(volume.hu.shape),
         "spacing": [float(s) for s in volume.spacing],
+        "own_spacing": own_spacing,
         "affine": [float(x) for x in volume.affine.ravel()],
         **intensities(volume.hu),
         "content_hash": content_hash(volume.hu),

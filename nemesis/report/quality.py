@@ -113,9 +113,15 @@ def _overview(name: str, cases: Sequence[Case]) -> dict[str, str]:
         "patients": str(len({case["patient"] for case in cases})),
         "labels": ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()) if kind != "none") or "none",
         "voxels": " × ".join(_range([case["shape"][axis] for case in good], 0) for axis in range(3)),
-        "spacing": " × ".join(_range([case["spacing"][axis] for case in good], 2) for axis in range(3)),
+        "spacing": " × ".join(_range([_own(case)[axis] for case in good], 2) for axis in range(3)),
         "hu": _range([hu for case in good for hu in (case["hu_min"], case["hu_max"])], 0, " to "),
     }
+
+
+def _own(case: Case) -> list[float]:
+    """Voxel size that the scan came with, mm (D, H, W); of a record that does not say it, as stored."""
+    own: list[float] = case["own_spacing"] if "own_spacing" in case else case["spacing"]
+    return own
 
 
 def _range(values: Sequence[float], digits: int, between: str = "–") -> str:
@@ -157,18 +163,24 @@ def _dataset(name: str, cases: Sequence[Case], window: Sequence[float], every: i
 
 def _shown(case: Case, window: Sequence[float]) -> dict[str, Any]:
     """The picture of a scan, and what is told beside it."""
-    told = [" × ".join(str(n) for n in case["shape"]) + " voxels", " × ".join(f"{mm:.2f}" for mm in case["spacing"]) + " mm"]
+    told = [" × ".join(str(n) for n in case["shape"]) + " voxels", _millimetres(case["spacing"])]
+    if (own := _millimetres(_own(case))) != told[-1]:
+        told.append(f"resampled from {own}")
     organs = case["annotated"]
     drawn = ", ".join(organs) if len(organs) <= ORGANS else f"{len(organs)} organs"
     told.append(f"{case['kind']} labels: {drawn or 'no organ'}" if case["kind"] != "none" else "no labels")
     return {"case": _name(case), "told": "; ".join(told), **_inline(_slices(case, window), SLICES_DPI)}
 
 
+def _millimetres(spacing: Sequence[float]) -> str:
+    return " × ".join(f"{mm:.2f}" for mm in spacing) + " mm"
+
+
 # ------------------------------------------------------------------------------------------------------- in pictures
 
 
 def _histograms(good: Sequence[Case], window: Sequence[float]) -> Figure:
-    """HU (each scan counting alike), voxel size along the body and across it."""
+    """HU (each scan counting alike), voxel size along the body and across it, as the scans came with it."""
     figure, (intensity, along, across) = panels(3, (9.0, 2.3))
     counts = np.array([case["hu_histogram"] for case in good], float)
     share = 100 * (counts / counts.sum(axis=1, keepdims=True)).mean(axis=0)
@@ -179,8 +191,8 @@ def _histograms(good: Sequence[Case], window: Sequence[float]) -> Figure:
     intensity.set_yscale("log")
     intensity.set_xlabel("HU; shaded: the window")
     intensity.set_ylabel("voxels, %")
-    _bars(along, [case["spacing"][0] for case in good], "mm between planes")
-    _bars(across, [mm for case in good for mm in case["spacing"][1:]], "mm in plane")
+    _bars(along, [_own(case)[0] for case in good], "mm between planes")
+    _bars(across, [mm for case in good for mm in _own(case)[1:]], "mm in plane")
     along.set_ylabel("scans")
     across.set_ylabel("scans × 2")
     return figure

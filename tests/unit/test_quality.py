@@ -16,7 +16,7 @@ from nemesis.data.cases import write_manifest
 from nemesis.data.ingest import ingest
 from nemesis.data.listings import label_numbers, list_cases
 from nemesis.datasets import ScanFiles
-from nemesis.report.quality import _slices, write_quality
+from nemesis.report.quality import _histograms, _slices, write_quality
 
 SPEC = {"experiment": "small <one>", "hu_window": [-175.0, 250.0], "every": None, "accept": [], "version": 1}
 GOOD = 5
@@ -170,3 +170,18 @@ def test_pictures_are_pictures(verdicts, tmp_path):
     for content in re.findall(r'src="data:image/png;base64,([^"]*)"', page(verdicts, tmp_path)):
         picture = imread(io.BytesIO(base64.b64decode(content)), format="png")
         assert picture.shape[0] > 100 and picture[..., :3].std() > 0.02
+
+
+def test_the_voxel_size_is_the_scans_own_where_they_were_resampled(tmp_path):
+    save(tmp_path / "raw/a.nii.gz", body(), "LPS")
+    dataset = ScanFiles(reader="files", name="ct", image="{case}.nii.gz")
+    write_manifest(tmp_path / "m.json", dataset, list_cases(dataset, tmp_path / "raw"), {})
+    preparation = Preparation(spacing_mm=(1.5, 1.5, 1.5))
+    ingest(tmp_path / "m.json", tmp_path / "raw", tmp_path / "store", tmp_path / "v.json", preparation, 16, 0)
+    text = page([tmp_path / "v.json"], tmp_path)
+    assert '<td class="n">3.00 × 2.00 × 1.50</td>' in text
+    assert "40 × 32 × 16 voxels; 1.50 × 1.50 × 1.50 mm; resampled from 3.00 × 2.00 × 1.50 mm; no labels" in text
+    (case,) = json.loads((tmp_path / "v.json").read_text())["cases"]
+    _, along, _ = _histograms([case], (-175.0, 250.0)).axes
+    (bar,) = (bar for bar in along.patches if bar.get_height())
+    assert bar.get_x() < 3.0 < bar.get_x() + bar.get_width()
