@@ -521,7 +521,7 @@ def _say_absent(absent: list[PlannedDataset]) -> None:
         f"\n  - {d.root or '(neither root nor data_root)'} (datasets.{d.config.name}): {len(d.cases)} stand-ins" for d in absent
     )
     print(
-        f"NOT REAL SCANS: this is planned without the scans of {len(absent)} folders, which are not there:{listing}\n"
+        f"NOT REAL SCANS: this is planned without the scans of folders that are not there:{listing}\n"
         "Before a run that computes, put the scans there, or correct `root` or `data_root`.",
         file=sys.stderr,
     )
