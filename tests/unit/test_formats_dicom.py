@@ -110,7 +110,7 @@ def test_uneven_spacing_is_refused_with_its_place_and_rounding_is_not(tmp_path):
     np.testing.assert_array_equal(volume.hu, body())
     assert volume.spacing[0] == pytest.approx(3.0, abs=0.01)
     fault = refused(save_dicom(tmp_path / "one", body(), change=moved({7: (0, 0, 0.8)})))
-    assert "unevenly spaced" in fault.what and "18.80 mm" in fault.what and "1-007.dcm" in fault.what
+    assert "unevenly spaced" in fault.what and "18.80 mm" in fault.what and fault.where.endswith("1-007.dcm")
     finer = {k: (0, 0, 0.5 * max(0, k - 10)) for k in range(1, 21)}
     assert "unevenly spaced" in refused(save_dicom(tmp_path / "half", body(), change=moved(finer))).what
     assert "shifted sideways" in refused(save_dicom(tmp_path / "side", body(), change=moved({7: (4, 0, 0)}))).what
@@ -131,8 +131,8 @@ def test_identical_duplicates_are_dropped_with_a_note_and_different_ones_are_ref
     np.testing.assert_array_equal(volume.hu, body())
     assert volume.notes == ("2 slice(s) were there again with the same pixels and left out",)
     fault = refused(save_dicom(tmp_path / "other", body(), change=twice(True)))
-    assert "lies at the same place as 1-again-1-003.dcm but shows something else" in fault.what
-    assert fault.where.endswith("1-003.dcm")
+    assert "lie at the same place but show something else" in fault.what
+    assert fault.where.endswith("1-003.dcm and 1-again-1-003.dcm")
 
 
 def field(x, y, z):
@@ -240,9 +240,9 @@ def test_what_is_no_ct_series_is_refused_by_name(tmp_path, values, what):
 @pytest.mark.parametrize(
     ("values", "what"),
     [
-        ({"ImageOrientationPatient": [0, 1, 0, -1, 0, 0]}, "another orientation than 1-001.dcm"),
-        ({"PixelSpacing": [1.5, 2.1]}, "another pixel spacing than 1-001.dcm"),
-        ({"Rows": 24, "Columns": 16}, "another shape than 1-001.dcm"),
+        ({"ImageOrientationPatient": [0, 1, 0, -1, 0, 0]}, "another orientation than the first slice"),
+        ({"PixelSpacing": [1.5, 2.1]}, "another pixel spacing than the first slice"),
+        ({"Rows": 24, "Columns": 16}, "another shape than the first slice"),
         ({"RescaleIntercept": None}, "has no RescaleIntercept"),
         ({"Modality": "PT"}, "modality is 'PT'"),
         ({"PixelData": b"\0" * 700}, "holds 700 bytes of pixels"),
@@ -361,6 +361,26 @@ def test_compressed_pictures_must_have_the_size_that_the_header_says(tmp_path):
         path.write_bytes(data[:start] + head + data[start + 40 :])
         assert "compressed picture is of 16×9000" in refused(folder).what
     assert picture_size(b"") is picture_size(b"\xff\xd8\xff") is picture_size(b"abc") is None
+
+
+def resized(k, dataset):
+    dataset.PixelSpacing = [1.0 + (k == 7), 1.0]
+    return dataset
+
+
+def phases(k, dataset):
+    again = copy.deepcopy(dataset)
+    again.PixelData = bytes(len(again.PixelData))
+    return [dataset, again] if k == 3 else dataset
+
+
+@pytest.mark.parametrize("change", [moved({7: (0, 0, 0.8)}), moved({7: (4, 0, 0)}), resized, phases])
+def test_what_is_wrong_never_names_a_file_for_its_name_may_be_the_patients(tmp_path, change):
+    folder = save_dicom(tmp_path / "series", body(), names="DOE-JANE-{:03d}.dcm".format, change=change)
+    with pytest.raises(NemesisError) as caught:
+        read_volume(folder)
+    (fault,) = caught.value.faults
+    assert "DOE" in fault.where and "DOE" not in fault.what + fault.remedy
 
 
 def test_headers_that_lie_about_names_are_never_repeated(tmp_path):

@@ -1,6 +1,7 @@
 """A DICOM series of CT: the files of one folder that carry its SeriesInstanceUID, one slice each; pydicom reads, GDCM decodes.
 
-No message holds a value of the header that could name a patient: a file's path and numbers of its geometry only.
+What a message says is wrong holds numbers of the geometry and nothing that could name a patient: no value of the header, and no
+file's name, which stands in the fault's place alone, for pages leave that out.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from nemesis.data.formats.decoding import CONVERT, Decoder, Picture
 from nemesis.data.formats.raster import AGAIN, LPS, Raster, check_regular, refusal
 from nemesis.data.formats.streams import rescaled
 from nemesis.data.store import AIR
-from nemesis.errors import NemesisError
+from nemesis.errors import Fault, NemesisError
 
 HEADER = 1 << 20  # bytes of a file before its pixels, at most
 DEFLATED = b"1.2.840.10008.1.2.1.99"  # the one encoding that is unpacked before it can be looked at
@@ -135,7 +136,7 @@ def open_series(folder: Path, series: str | None, root: Path | None) -> Raster:
             "orientation": np.abs(one.directions - first.directions).max() <= ANGLE,
         }.items():
             if not alike:
-                what = f"has another {said} than {first.path.name}, though both belong to one series"
+                what = f"has another {said} than the first slice, though both belong to one series"
                 raise refusal(one.path, what, f"Separate the two, or convert the series: {CONVERT}")
     places, step = _placed(folder, slices)
     rows, columns = first.picture.shape
@@ -276,11 +277,13 @@ def _placed(folder: Path, slices: Sequence[_Slice]) -> tuple[list[list[_Slice]],
         for one in place:
             off = one.position - places[0][0].position - n * step
             if abs(off @ normal) > UNEVEN * distance + SAME_PLACE:
-                what = f"its slices are unevenly spaced: the one at {at[n]:.2f} mm along the normal ({one.path.name}) is "
-                raise refusal(folder, what + f"{abs(off @ normal):.2f} mm from where even steps of {distance:.2f} mm lead", again)
+                what = f"its series is unevenly spaced: this slice, at {at[n]:.2f} mm along the normal, is "
+                raise refusal(
+                    one.path, what + f"{abs(off @ normal):.2f} mm from where even steps of {distance:.2f} mm lead", again
+                )
             if np.abs(one.directions @ off).max() > SIDEWAYS * min(one.pixel):
-                what = f"its slice at {at[n]:.2f} mm along the normal ({one.path.name}) is shifted sideways against the others"
-                raise refusal(folder, what, again)
+                what = f"this slice, at {at[n]:.2f} mm along the normal, is shifted sideways against the others of its series"
+                raise refusal(one.path, what, again)
     return places, step
 
 
@@ -297,8 +300,9 @@ class _Slabs:
                 hu, padding = _read(first, decoder)
                 for other in others:
                     if not np.array_equal(hu, _read(other, decoder)[0]):
-                        what = f"lies at the same place as {other.path.name} but shows something else (two phases in one series?)"
-                        raise refusal(first.path, what, "Separate the two.")
+                        both = f"{first.path} and {other.path.name}"
+                        what = "two slices lie at the same place but show something else (two phases in one series?)"
+                        raise NemesisError(Fault(both, what, "Separate the two."))
                 padded += padding
                 twice += len(others)
                 yield hu[None]
