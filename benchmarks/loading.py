@@ -35,8 +35,8 @@ from nemesis.data.scans import Scans
 from nemesis.data.store import AIR, StoredVolume, pad, write_volume
 from nemesis.datasets import Dataset, PhantomCohort, ScanFiles
 from nemesis.files import write_text
-from nemesis.method import create
-from nemesis.training.crops import Batch, Crops, RankBatches, crop_loader
+from nemesis.method import Draw, create
+from nemesis.training.crops import Crops, Cut, RankBatches, crop_loader
 from nemesis.training.device import device_for
 from nemesis.training.live import LiveCurve
 from nemesis.training.pretrain import _Training
@@ -106,7 +106,7 @@ def crops(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     found |= {"rounds": rounds, "ratio": {"median": statistics.median(ratios), "least": ratios[0], "most": ratios[-1]}}
     dataset = ScanFiles(reader="files", name="scan", image="{case}.nii.gz")
     scans = _ingested(dataset, folder, folder / "store", edge)
-    found["crops_per_second"] = {str(n): _rate(Crops(scans, edge, 0, "scan"), n) for n in a.workers}
+    found["crops_per_second"] = {str(n): _rate(Crops(scans, Draw(edge), 0, "scan"), n) for n in a.workers}
     _print_crops(found)
     return found
 
@@ -123,7 +123,7 @@ def _rate(of: Crops, workers: int) -> float:
     for _ in range(BATCHES // 5):
         next(stream)
     began, count = time.perf_counter(), 0
-    for hu, _ in stream:
+    for hu, *_ in stream:
         count += len(hu)
     return count / (time.perf_counter() - began)
 
@@ -165,7 +165,9 @@ def waiting(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
             checked = Pretraining.model_validate(recipe)
             run = folder / f"run{workers}"
             run.mkdir()
-            training = _Training(method, method.build(), checked, scans, 0, run, device, workers, a.steps, None)
+            training = _Training(
+                method, method.build(), checked, Crops(scans, method.draw(), 0, "scan"), run, device, workers, a.steps, None
+            )
             watched = _Watched(training.loader)
             training.loader = watched
             training.run(live)
@@ -180,10 +182,10 @@ def waiting(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
 class _Watched:
     """A loader, and how long its user waited for it; the first ten batches, which start everything up, do not count."""
 
-    def __init__(self, loader: Iterable[Batch]) -> None:
+    def __init__(self, loader: Iterable[Cut]) -> None:
         self.loader, self.waited, self.all, self.steps = loader, 0.0, 0.0, 0
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Cut]:
         stream, began = iter(self.loader), 0.0
         number = 0
         while True:

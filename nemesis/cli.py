@@ -218,11 +218,23 @@ def pretrain(
     state_every: StateEvery = 100,
     track: Annotated[str | None, typer.Option(help="MLflow experiment that shows the curve while it grows")] = None,
     label: Annotated[str | None, typer.Option(help="What the run is called there")] = None,
+    weights: Annotated[str, typer.Option(help="File of the published weights that it starts from")] = "",
 ) -> None:
     """Train one run, or go on where it was interrupted; IDENTITY is what its weights depend on."""
     from nemesis.training.pretrain import pretrain as run
 
-    run(read_spec(identity), folder, pool, index, device, workers, state_every, track=track, label=label)
+    run(
+        read_spec(identity),
+        folder,
+        pool,
+        index,
+        device,
+        workers,
+        state_every,
+        track=track,
+        label=label,
+        weights=Path(weights) if weights else None,
+    )
 
 
 @app.command()

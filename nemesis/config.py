@@ -129,6 +129,11 @@ class MethodEntry(Section):
     seeds: Annotated[list[Seed], Different] | None = key(None, "Seeds of this method; null takes the common list")
     settings: dict[str, Any] = key({}, "The method's own keys (tables below)")
     pretraining: dict[str, Any] = key({}, "Keys of `pretraining` that differ for this method")
+    weights: str | None = key(
+        None,
+        "File of weights that the method's authors publish (`nemesis methods <name>`): judged with them, not pretrained here",
+        "path",
+    )
     spacing_mm: tuple[Positive, Positive, Positive] | None = key(
         None,
         "Voxel size, in (D, H, W) order, of the scans that this method learns from, where it is not the preparation's; it is "
@@ -292,6 +297,11 @@ class Config(Section):
         ..., "The methods to compare", min_length=1
     )
     pretraining: Pretraining = key(Pretraining(), "The recipe shared by all methods")
+    budget: Literal["voxels", "flop", "steps"] = key(
+        "voxels",
+        "What every pretraining gets alike: voxels seen, FLOP (of NEMESIS, or of the first method that is pretrained) or steps. "
+        "The shared recipe says how much; a method's own `batch_size` is taken, its own `steps` is another budget",
+    )
     probe: Probe = key(Probe(), "How frozen encoders are judged")
     reconstruction: Reconstruction = key(Reconstruction(), "How reconstructions are judged and drawn")
     sweep: Sweep | None = key(None, "Embedding width × mask ratio; null leaves it out")

@@ -17,7 +17,7 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -38,12 +38,13 @@ from nemesis.data.cards import resolve
 from nemesis.data.cases import SCORED_KINDS, UNTOLD, Case, check_organs, write_manifest
 from nemesis.data.listings import expected_numbers, label_numbers, list_cases, stand_ins
 from nemesis.data.pools import split, write_pool
+from nemesis.data.seen import Seen
 from nemesis.data.views import Spacing, view_name
 from nemesis.datasets import CardDataset, Dataset, Entry, FolderDataset, PhantomCohort
 from nemesis.errors import Fault, NemesisError, did_you_mean
-from nemesis.files import digest, write_text_if_changed
-from nemesis.method import find
-from nemesis.runs import Run, is_searched, plan_runs, search_template
+from nemesis.files import digest, file_sha256, write_text, write_text_if_changed
+from nemesis.method import Method, find
+from nemesis.runs import Material, Run, is_searched, plan_runs, search_template
 
 # keys that no number depends on
 RESOURCES = ("device", "ingest_shard", "loader_workers", "quality_every", "state_every", "data_root")
@@ -87,6 +88,7 @@ class Experiment:
     evaluation: list[Case]
     pretraining_pool: Path
     evaluation_pool: Path
+    material: Material
     runs: list[Run]
     inputs: Path | None = None  # where the files lie that planning writes; None: among the results
 
@@ -99,6 +101,10 @@ class Experiment:
     def index(self) -> Path:
         """Table of the checked cases."""
         return self.folder / "data" / "index.parquet"
+
+    def pool_of(self, run: Run) -> Path:
+        """The pool that a run is trained on; of one that is not trained, the pretraining pool."""
+        return self.pretraining_pool.with_name(f"{run.pool or self.material.pool}.json")
 
     def view_index(self, spacing: Spacing) -> Path:
         """The same table for the scans' views at a voxel size (D, H, W) in mm."""
@@ -116,7 +122,7 @@ class Experiment:
     @property
     def _asking(self) -> list[Run]:
         """The runs, and the one that an adaptive sweep varies."""
-        return [*self.runs, *([search_template(self.config, self.pretraining_pool.stem)] if self.config.search else [])]
+        return [*self.runs, *([search_template(self.config, self.material)] if self.config.search else [])]
 
     @cached_property
     def shards(self) -> dict[str, Shard]:
@@ -177,6 +183,7 @@ class Experiment:
             "preparation": config.preparation.model_dump(mode="json"),
             "probe": self._probing(run).model_dump(mode="json", exclude={"bootstrap"}),
             **({"reconstruction": self._reconstructing(run).model_dump(mode="json")} if reconstructs else {}),
+            **({"pretext": True} if run.trains and run.part == "methods" else {}),
             "version": nemesis.evaluation.VERSION,
         }
 
@@ -200,7 +207,7 @@ class Experiment:
         """What `nemesis sweep search` needs to know: the points, the run that they vary, and how its encoders are judged."""
         sweep = self.config.sweep
         assert sweep is not None and sweep.search is not None
-        template = search_template(self.config, self.pretraining_pool.stem)
+        template = search_template(self.config, self.material)
         return {
             "embed_dims": sweep.embed_dims,
             "mask_ratios": [min(sweep.mask_ratios), max(sweep.mask_ratios)],
@@ -218,24 +225,24 @@ class Experiment:
     @property
     def search_index(self) -> Path:
         """The table of the scans that an adaptive sweep learns from."""
-        return self.index_of(search_template(self.config, self.pretraining_pool.stem))
+        return self.index_of(search_template(self.config, self.material))
 
     @property
     def search_threads(self) -> int:
         """CPU threads of all workers of an adaptive sweep."""
         assert self.config.search is not None
-        return self.config.search.workers * search_template(self.config, self.pretraining_pool.stem).threads
+        return self.config.search.workers * search_template(self.config, self.material).threads
 
     def search_processes(self, threads: int) -> int:
         """How many workers of an adaptive sweep so many CPU threads carry: all of them, if there are enough."""
-        return max(1, threads // search_template(self.config, self.pretraining_pool.stem).threads)
+        return max(1, threads // search_template(self.config, self.material).threads)
 
     @property
     def searched_runs(self) -> list[str]:
         """Of the runs that the workflow trains those that an adaptive sweep may come upon, too."""
         if self.config.sweep is None or self.config.search is None:
             return []
-        template = search_template(self.config, self.pretraining_pool.stem).identity
+        template = search_template(self.config, self.material).identity
         return list(dict.fromkeys(run.id for run in self.runs if is_searched(template, self.config.sweep, run)))
 
     @property
@@ -329,7 +336,8 @@ class Experiment:
                     **run.place,
                     "method": run.method,
                     "seed": run.seed,
-                    "trained_on": find(run.method).card.trained_on,
+                    "trained_on": _trained_on(run),
+                    "learns_labels": run.trains and find(run.method).card.uses_labels,
                     "evaluation": str(self.evaluation_folder(run.id)),
                     "folder": str(self.run_folder(run.id)),
                 }
@@ -354,6 +362,13 @@ class Experiment:
     def report_file(self) -> Path:
         """:meth:`report_spec` as a file, named by its content: a plan of something else leaves a running workflow's alone."""
         return (self.inputs or self.results) / self.config.experiment / f"experiment-{digest(self.report_spec())}.json"
+
+
+def _trained_on(run: Run) -> tuple[str, ...] | None:
+    """Data sets whose scans a run's published weights saw; of a file under another name nobody says it."""
+    if run.weights is None:
+        return None
+    return next((one.trained_on for one in find(run.method).card.published if one.file == run.weights.name), ())
 
 
 def at_all_labels(probe: Probe) -> Probe:
@@ -406,14 +421,21 @@ def plan(
             faults += error.faults
         else:
             faults += _evaluation_faults(config, evaluation, organs, numbers)
-    pool_digest = _digest_of(pretraining)
+    labelled = [case for case in pretraining if case.kind != "none"]
+    material = Material(
+        _digest_of(pretraining),
+        _digest_with_labels(labelled) if labelled else None,
+        {d.config.name: d.label_numbers for d in datasets if d.config.name in {case.dataset for case in labelled}},
+        partial(_sha256, results / "data"),
+        partial(_macs, results / "data"),
+    )
     try:
-        runs = plan_runs(config, pool_digest)
+        runs = plan_runs(config, material)
     except NemesisError as error:
         faults += error.faults
     if faults:
         raise NemesisError(faults)
-    evaluation_digest = digest([[c.dataset, c.case, c.fingerprint, c.label_fingerprint] for c in evaluation])
+    evaluation_digest = _digest_with_labels(evaluation)
     used = {case.name for case in (*pretraining, *evaluation)}
     datasets = [replace(d, cases=[case for case in d.cases if case.name in used]) for d in datasets]
     inputs = results
@@ -423,12 +445,14 @@ def plan(
     pools = inputs / "pools"
     experiment = Experiment(
         config, results, datasets, pretraining, evaluation,
-        pools / f"{pool_digest}.json", pools / f"{evaluation_digest}.json", runs, inputs,
+        pools / f"{material.pool}.json", pools / f"{evaluation_digest}.json", material, runs, inputs,
     )  # fmt: skip
     for shard in experiment.shards.values():
         write_manifest(shard.manifest, shard.dataset.config, shard.cases, shard.dataset.label_numbers)
     write_pool(experiment.pretraining_pool, pretraining, labels=False)
     write_pool(experiment.evaluation_pool, evaluation, labels=True)
+    if any(run.pool == material.labelled for run in runs if run.trains):
+        write_pool(pools / f"{material.labelled}.json", labelled, labels=True)
     write_text_if_changed(experiment.report_file, json.dumps(experiment.report_spec(), indent=1, ensure_ascii=False) + "\n")
     return experiment
 
@@ -536,3 +560,32 @@ def _passing_folder() -> Path:
 
 def _digest_of(cases: list[Case]) -> str:
     return digest([[case.dataset, case.case, case.fingerprint] for case in cases])
+
+
+def _digest_with_labels(cases: list[Case]) -> str:
+    return digest([[case.dataset, case.case, case.fingerprint, case.label_fingerprint] for case in cases])
+
+
+def _sha256(memory: Path, path: Path) -> str:
+    """Of a file that was hashed before and did not change, from memory: weights are large, and every job plans."""
+    with Seen(memory / "seen.db") as seen:
+        return str(seen.of(path, "sha256", file_sha256))
+
+
+def _macs(memory: Path, method: Method[Any]) -> int:
+    """Multiply–accumulates of a method's pretext, forward, per sample; remembered, for counting takes torch and seconds."""
+    key = digest(
+        [
+            method.card.name,
+            method.card.version,
+            method.settings.model_dump(mode="json"),
+            method.superpatch,
+            nemesis.models.VERSION,
+        ]
+    )
+    path = memory / "costs" / f"{key}.json"
+    if not path.is_file():
+        from nemesis.evaluation.cost import counted
+
+        write_text(path, json.dumps(counted(method).pretext))
+    return int(json.loads(path.read_text(encoding="utf-8")))

@@ -20,12 +20,24 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from nemesis.errors import Fault, NemesisError, did_you_mean
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor, nn
 
     from nemesis.models.keyed import Keys
 
 ENTRY_POINTS = "nemesis.methods"
 CURVE_COLUMNS = {"step", "learning_rate", "loss", "status"}  # what a curve, and whoever shows it live, calls its own
+
+
+class Published(BaseModel):
+    """A file of weights that a method's authors publish."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str  # its name, as published
+    source: str  # address of the page that offers it
+    trained_on: tuple[str, ...] = ()  # data sets whose scans it saw, by the names in nemesis.report.leakage; () where nobody says
 
 
 class MethodCard(BaseModel):
@@ -43,9 +55,9 @@ class MethodCard(BaseModel):
     smallest_input: int  # edge in voxels
     native_input: str  # spacing, window, size and axis order the authors used
     no_gradient: tuple[str, ...] = ()  # parameters (glob patterns) that legitimately get no gradient from the pretext
-    # data sets whose scans its published weights saw, by the names in nemesis.report.leakage; () where nobody says; None: it
-    # starts from no published weights
-    trained_on: tuple[str, ...] | None = None
+    uses_labels: bool = False  # its pretext learns from label maps: only scans that have one are drawn
+    segments: bool = False  # its network can be made into one that segments
+    published: tuple[Published, ...] = ()  # weights of its authors that it can load
 
 
 class Settings(BaseModel):
@@ -56,17 +68,59 @@ class Settings(BaseModel):
 
 @dataclass(frozen=True)
 class Draw:
-    """What a method learns from: uniformly placed superpatches of this edge (voxels)."""
+    """What a method learns from: superpatches of this edge (voxels), placed uniformly; ``centred``: the share of them that lie
+    about a labelled voxel, as near as the scan's borders allow (of methods that use labels)."""
 
     edge: int
+    centred: float = 0.0
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Voxels (D, H, W) of a sample."""
+        return (self.edge, self.edge, self.edge)
+
+    @property
+    def voxels(self) -> int:
+        """Voxels of a scan that the network sees of a sample."""
+        return self.edge**3
+
+
+@dataclass(frozen=True)
+class WholeVolume:
+    """What a method learns from: a scan's body (the box of all voxels above the window's low end), resized (trilinear) to
+    ``size`` voxels (D, H, W). ``shown``: how many of these the network sees of a sample; overlapping crops count twice."""
+
+    size: tuple[int, int, int]
+    shown: int
+
+    @property
+    def voxels(self) -> int:
+        """Voxels of a scan that the network sees of a sample."""
+        return self.shown
 
 
 @dataclass(frozen=True)
 class Batch:
-    """voxels (B, 1, D, H, W) in [0, 1] on the training device; keys make every random number of the step."""
+    """What a step learns from, on the training device.
+
+    voxels: (B, 1, D, H, W) in [0, 1]. keys: make every random number of the step. Of a method that uses labels, ``classes``:
+    (B, 1, D, H, W) uint8, k where the k-th class of its settings is (from 1), 0 where none; ``known``: (B, K) bool, whether a
+    class was drawn in the sample's scan at all: where it was not, a 0 says nothing about it.
+    """
 
     voxels: Tensor
     keys: Keys
+    classes: Tensor | None = None
+    known: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Matched:
+    """How a file of published weights fits: the share, by count, of the encoder's parameters that it holds, and the names in it
+    that were left out on purpose."""
+
+    parameters: float
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,7 +166,7 @@ class Method(ABC, Generic[S]):
     def check(self) -> None:
         """Raise ValueError with a sentence if the settings do not fit the superpatch."""
 
-    def draw(self) -> Draw:
+    def draw(self) -> Draw | WholeVolume:
         """What the pretext is trained on."""
         return Draw(edge=self.superpatch)
 
@@ -131,6 +185,22 @@ class Method(ABC, Generic[S]):
     def reconstruct(self, network: Any, voxels: Tensor, keys: Keys | None) -> Reconstruction:
         """Reconstruct superpatches; with ``keys`` under the pretext's mask where it has one, with None from the whole input."""
         raise TypeError(f"{self.card.name} does not reconstruct")
+
+    def segmenter(self, network: Any, classes: int) -> nn.Module:
+        """A network that segments and starts from this one's weights, which it takes over.
+
+        It maps voxels (B, 1, D, H, W) in [0, 1] to logits (B, classes, D, H, W); in training it may give a list of them at
+        falling resolutions, the full one first. New layers have random weights, from torch's global generator.
+        """
+        raise TypeError(f"{self.card.name} does not segment")
+
+    def load_published(self, network: Any, path: Path) -> Matched:
+        """Load a file of ``card.published`` into a network that :meth:`build` returned.
+
+        Raises:
+            NemesisError: the file is something else, or holds less than 95 % of the encoder.
+        """
+        raise TypeError(f"{self.card.name} has no published weights")
 
 
 _registry: dict[str, type[Method[Any]]] = {}

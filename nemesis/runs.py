@@ -6,9 +6,11 @@ computed once, whichever experiment, table, sweep or ablation asks for it. Nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import Any, Literal
 
 import nemesis.data
@@ -17,11 +19,36 @@ import nemesis.training
 from nemesis.config import Config, MethodEntry, Pretraining, Sweep, validate_section
 from nemesis.data.views import Spacing
 from nemesis.errors import Fault, NemesisError, did_you_mean
-from nemesis.files import digest
-from nemesis.method import create, methods
+from nemesis.files import digest, file_sha256
+from nemesis.method import Method, create, methods
 
 Part = Literal["methods", "sweep", "ablations"]
 AS_CONFIGURED = "as configured"
+
+
+def _not_counted(method: Method[Any]) -> int:
+    raise ValueError(f"nobody counts what {method.card.name} costs")
+
+
+@dataclass(frozen=True)
+class Material:
+    """What runs learn from.
+
+    pool: digest of the pretraining pool: its scans' fingerprints. labelled: the same of those of its scans that have label maps,
+    and of these maps. label_numbers: dataset → name → number in the label maps of these. sha256: of a file of published weights.
+    macs: multiply–accumulates of a method's pretext, forward, per sample.
+    """
+
+    pool: str
+    labelled: str | None = None
+    label_numbers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    sha256: Callable[[Path], str] = file_sha256
+    macs: Callable[[Method[Any]], int] = _not_counted
+
+    @property
+    def classes(self) -> list[str]:
+        """Everything that some label map names."""
+        return sorted({name for numbers in self.label_numbers.values() for name in numbers})
 
 
 @dataclass(frozen=True)
@@ -38,12 +65,19 @@ class Run:
     seed: int
     identity: dict[str, Any]
     part: Part = "methods"
+    weights: Path | None = None  # file of published weights
     place: Mapping[str, Any] = field(default_factory=dict)  # sweep: embed_dim, mask_ratio; ablations: group
 
     @property
     def trains(self) -> bool:
         """False where nothing is learnt from unlabelled scans."""
         return self.identity["pretraining"] is not None
+
+    @property
+    def pool(self) -> str | None:
+        """Digest of the pool that it is trained on."""
+        pool: str | None = self.identity["pool"]
+        return pool
 
     @property
     def spacing(self) -> Spacing | None:
@@ -68,14 +102,12 @@ class _Asked:
     superpatch: int | None = None
 
 
-def plan_runs(config: Config, pool: str) -> list[Run]:
+def plan_runs(config: Config, material: Material) -> list[Run]:
     """Every run that the configuration asks for, in its order: methods, then the sweep's cells, then the ablations.
 
-    Args:
-        pool: digest of the pretraining pool: its scans' fingerprints.
-
     Raises:
-        NemesisError: unknown methods, wrong settings, two entries or two variants under one label, several seeds of a search.
+        NemesisError: unknown methods, wrong settings, two entries or two variants under one label, several seeds of a search,
+            published weights that are not there or that a method cannot load, labels to learn from that no scan has.
     """
     runs: list[Run] = []
     faults: list[Fault] = []
@@ -84,7 +116,7 @@ def plan_runs(config: Config, pool: str) -> list[Run]:
         try:
             for asked in part(config):
                 try:
-                    of_entry = _runs(config, asked, pool)
+                    of_entry = _runs(config, asked, material)
                 except NemesisError as error:
                     told = [(fault.what, fault.remedy) for fault in faults]
                     # a cell or variant has the faults of what it varies, and shares its own with the next: told once is enough
@@ -108,10 +140,10 @@ def plan_runs(config: Config, pool: str) -> list[Run]:
     return [run for run in runs if run.part != "sweep"]  # a search asks for its runs itself
 
 
-def search_template(config: Config, pool: str) -> Run:
+def search_template(config: Config, material: Material) -> Run:
     """The run whose width and mask ratio an adaptive sweep varies: its first cell."""
     assert config.sweep is not None
-    return _runs(config, next(_sweep(config)), pool)[0]
+    return _runs(config, next(_sweep(config)), material)[0]
 
 
 def search_run(template: Mapping[str, Any], embed_dim: int, mask_ratio: float) -> Run:
@@ -124,7 +156,7 @@ def search_run(template: Mapping[str, Any], embed_dim: int, mask_ratio: float) -
     method = create(template["method"], settings, template["superpatch"], "sweep.search")
     identity = {**template, "settings": method.settings.model_dump(mode="json")}
     label, place = _label_at(embed_dim, mask_ratio), {"embed_dim": embed_dim, "mask_ratio": mask_ratio}
-    return Run(_run_id(identity), method.card.name, label, identity["seed"], identity, "sweep", place)
+    return Run(_run_id(identity), method.card.name, label, identity["seed"], identity, "sweep", place=place)
 
 
 def is_searched(template: Mapping[str, Any], sweep: Sweep, run: Run) -> bool:
@@ -196,14 +228,21 @@ def _variant(
     return base.model_copy(update=changes)
 
 
-def _runs(config: Config, asked: _Asked, pool: str) -> list[Run]:
+def _runs(config: Config, asked: _Asked, material: Material) -> list[Run]:
     entry, where = asked.entry, asked.where
     method = create(entry.name, entry.settings, asked.superpatch or config.superpatch, where)
+    trains = method.card.pretext and entry.weights is None
+    learns = trains and method.card.uses_labels
+    if learns:
+        method = create(entry.name, {**entry.settings, **_classes(method, material, where)}, method.superpatch, where)
     recipe = validate_section(Pretraining, {**config.pretraining.model_dump(), **entry.pretraining}, f"{where}.pretraining")
+    if trains and "steps" not in entry.pretraining:
+        recipe = recipe.model_copy(update={"steps": _steps(config, method, recipe, material)})
     seeds = entry.seeds if entry.seeds is not None else config.seeds
     if not seeds:
         raise NemesisError(Fault(f"{where}.seeds", "is empty", "Name at least one seed, or leave the key out."))
     card = method.card
+    weights = _weights(method, entry.weights, material, where) if entry.weights is not None else None
     own_spacing = entry.spacing_mm is not None and entry.spacing_mm != config.preparation.spacing_mm
     runs = []
     for seed in seeds:
@@ -213,17 +252,65 @@ def _runs(config: Config, asked: _Asked, pool: str) -> list[Run]:
             "settings": method.settings.model_dump(mode="json"),
             "seed": seed,
             "superpatch": method.superpatch,
-            "pretraining": _told(recipe) if card.pretext else None,
-            "preparation": config.preparation.model_dump(mode="json") if card.pretext else None,
+            "pretraining": _told(recipe) if trains else None,
+            "preparation": config.preparation.model_dump(mode="json") if trains else None,
             **({"spacing_mm": list(entry.spacing_mm or ())} if own_spacing else {}),
-            "pool": pool if card.pretext else None,
+            **({"label_numbers": {name: dict(numbers) for name, numbers in material.label_numbers.items()}} if learns else {}),
+            **({"weights": weights} if weights else {}),
+            "pool": (material.labelled if learns else material.pool) if trains else None,
             "versions": {
                 "models": nemesis.models.VERSION,
-                **({"data": nemesis.data.VERSION, "training": nemesis.training.VERSION} if card.pretext else {}),
+                **({"data": nemesis.data.VERSION, "training": nemesis.training.VERSION} if trains else {}),
             },
         }
-        runs.append(Run(_run_id(identity), card.name, entry.label or card.title, seed, identity, asked.part, asked.place))
+        file = Path(entry.weights) if entry.weights is not None else None
+        label = entry.label or card.title
+        runs.append(Run(_run_id(identity), card.name, label, seed, identity, asked.part, file, asked.place))
     return runs
+
+
+def _classes(method: Method[Any], material: Material, where: str) -> dict[str, tuple[str, ...]]:
+    """The classes that a method learns from label maps: those that its settings name, or all there are."""
+    if material.labelled is None:
+        what = f"{method.card.title} learns from label maps, but no scan of the pretraining pool has one"
+        raise NemesisError(Fault(where, what, "Add scans with labels to it, name published `weights`, or leave the method out."))
+    wanted, known = method.settings.classes or material.classes, material.classes
+    if unknown := [name for name in wanted if name not in known]:
+        remedy = did_you_mean(unknown[0], known, f"They name: {', '.join(known)}.")
+        raise NemesisError(Fault(where, f"no label map of the pretraining pool names '{unknown[0]}'", remedy))
+    return {"classes": tuple(wanted)}
+
+
+def _steps(config: Config, method: Method[Any], recipe: Pretraining, material: Material) -> int:
+    """Steps of a method's recipe that make the same budget as the shared recipe's."""
+    shared = config.pretraining
+    samples, own = shared.steps * shared.batch_size, recipe.batch_size
+    if config.budget == "voxels":
+        return math.ceil(samples * config.superpatch**3 / (own * method.draw().voxels))
+    if config.budget == "flop":
+        return math.ceil(samples * material.macs(_reference(config)) / (own * material.macs(method)))
+    return shared.steps
+
+
+def _reference(config: Config) -> Method[Any]:
+    """The method whose FLOP all get: NEMESIS, or the first that is pretrained."""
+    created = [create(entry.name, entry.settings, config.superpatch) for entry in config.methods if entry.weights is None]
+    trained = [method for method in created if method.card.pretext]
+    return next((method for method in trained if method.card.name == "nemesis"), trained[0])
+
+
+def _weights(method: Method[Any], name: str, material: Material, where: str) -> dict[str, str]:
+    """Name and content of a file of published weights."""
+    path, published = Path(name), method.card.published
+    where = f"{where}.weights"
+    if not published:
+        raise NemesisError(Fault(where, f"{method.card.title} has no published weights", "Leave the key out."))
+    if not path.is_file():
+        offered = "; ".join(f"{one.file}: {one.source}" for one in published)
+        raise NemesisError(
+            Fault(where, f"{path} does not exist", f"Get the file from its authors ({offered}) and say where it lies.")
+        )
+    return {"file": path.name, "sha256": material.sha256(path)}
 
 
 def _told(recipe: Pretraining) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from nemesis.data.ingest import ingest
 from nemesis.data.listings import label_numbers, list_cases
 from nemesis.data.pools import write_pool
 from nemesis.datasets import PhantomCohort
-from nemesis.runs import plan_runs
+from nemesis.runs import Material, plan_runs
 
 EDGE = 16
 NEMESIS = {
@@ -45,4 +45,4 @@ def identity_of(settings: dict[str, Any] | None = None, name: str = "nemesis", *
             "methods": [{"name": name, "settings": settings}],
         }
     )
-    return plan_runs(config, "pool")[0].identity
+    return plan_runs(config, Material("pool"))[0].identity

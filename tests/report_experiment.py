@@ -126,7 +126,7 @@ def _run(
     root: Path, entry: dict[str, Any], settings: dict[str, Any], edge: int, skill: float, datasets: tuple[str, ...]
 ) -> dict[str, Any]:
     run, method, seed = entry["run"], entry["method"], entry["seed"]
-    entry["trained_on"] = None
+    entry |= {"trained_on": None, "learns_labels": False}
     entry |= {"evaluation": str(root / "evaluation" / run), "folder": str(root / "runs" / run)}
     whole = entry["part"] == "methods"
     _run_folder(Path(entry["folder"]), method, seed, settings, edge, 40 if whole else 20)

@@ -96,7 +96,7 @@ class _Task:
         if not isinstance(record, dict) or record.get("identity") != self.identity:
             return None
         kinds = ["hu.b2nd"] if self.view else ["hu.b2nd", "signature.npy"]
-        if self.case.kind != "none" and not self.view:
+        if self.case.kind != "none":
             kinds.append("labels.b2nd")
         return record if record["faults"] or all(self.file(kind).is_file() for kind in kinds) else None
 
@@ -182,7 +182,7 @@ def _verdict(task: _Task, record: dict[str, Any]) -> dict[str, Any]:
     """What is told of a case: its scan as stored, or what is wrong with it."""
     case, preparation = task.case, task.preparation
     verdict: dict[str, Any] = {"dataset": case.dataset, "case": case.case, "patient": case.patient}
-    verdict |= {"kind": "none" if task.view else case.kind, "stem": task.stem}
+    verdict |= {"kind": case.kind, "stem": task.stem}
     verdict |= {"fingerprint": case.fingerprint, "label_fingerprint": case.label_fingerprint}
     verdict |= {"faults": record["faults"], **record["volume"]}
     if not record["faults"]:
@@ -272,8 +272,9 @@ def _store(task: _Task) -> tuple[Volume, dict[str, Any]]:
     if labels is not None:
         counts = label_voxels(labels)
         found["notes"] += unknown_numbers(counts, task.label_numbers)
-        against = suspicions(task.label_where, labels, volume.hu, volume.spacing, task.label_numbers)
-        found["suspicions"] = [asdict(fault) for fault in against]
+        if not task.view:  # of which the same would be said again
+            against = suspicions(task.label_where, labels, volume.hu, volume.spacing, task.label_numbers)
+            found["suspicions"] = [asdict(fault) for fault in against]
         found["voxels"] = {organ: int(counts[n]) if n < len(counts) else 0 for organ, n in task.label_numbers.items()}
         write_volume(task.volumes, f"{task.stem}.labels", labels)
     if not task.view:
@@ -295,7 +296,7 @@ def _phantom(task: _Task) -> Prepared:
 
 
 def _stored(task: _Task) -> Prepared:
-    """The scan as it is in the store, without its labels."""
+    """The scan as it is in the store."""
     base = replace(task, view=None)
     record = base.record()
     if record is None or record["faults"]:
@@ -303,8 +304,10 @@ def _stored(task: _Task) -> Prepared:
         raise NemesisError(Fault(task.where, what, "Run the workflow again from its data rules.", passing=True))
     volume = record["volume"]
     affine = np.array(volume["affine"], np.float64).reshape(4, 4)
-    hu = StoredVolume(base.file("hu.b2nd"), volume["shape"]).whole()
-    return Volume(hu, tuple(volume["spacing"]), affine), None, []
+    shape = volume["shape"]
+    labels = None if task.case.kind == "none" else StoredVolume(base.file("labels.b2nd"), shape).whole()
+    hu = StoredVolume(base.file("hu.b2nd"), shape).whole()
+    return Volume(hu, tuple(volume["spacing"]), affine), labels, volume["annotated"]
 
 
 def _files(task: _Task) -> Prepared:

@@ -31,20 +31,33 @@ def draw_crop(scans: Scans, edge: int, seed: int, number: int, sampling: Samplin
     """
     random = np.random.Generator(np.random.Philox(key=[seed, number]))
     i = scans.draw(random, sampling)
-    shape, settings = scans.shape(i), scans.preparation
-    size: Position = tuple(min(edge, n) for n in shape)  # type: ignore[assignment]
-    room = [n - s + 1 for n, s in zip(shape, size, strict=True)]
+    size: Position = tuple(min(edge, n) for n in scans.shape(i))  # type: ignore[assignment]
+    start, crop = _drawn(scans, i, size, edge, random)
+    return pad(scans.hu(i).read(start, size, AIR) if crop is None else crop, (edge, edge, edge), AIR)
+
+
+def draw_start(scans: Scans, i: int, edge: int, random: np.random.Generator) -> Position:
+    """Where (D, H, W) a crop of scan ``i`` starts that is drawn as :func:`draw_crop` does."""
+    return _drawn(scans, i, tuple(min(edge, n) for n in scans.shape(i)), edge, random)[0]  # type: ignore[arg-type]
+
+
+def _drawn(
+    scans: Scans, i: int, size: Position, edge: int, random: np.random.Generator
+) -> tuple[Position, NDArray[np.int16] | None]:
+    """A start, and the crop where it had to be read to be judged."""
+    settings = scans.preparation
+    room = [n - s + 1 for n, s in zip(scans.shape(i), size, strict=True)]
     for _ in range(settings.max_draws):
         start: Position = tuple(random.integers(room).tolist())
         least, most = scans.foreground_bounds(i, start, size)
         if most < settings.foreground_floor:
             continue
+        if least >= settings.foreground_floor:
+            return start, None
         crop = scans.hu(i).read(start, size, AIR)
-        if least >= settings.foreground_floor or foreground(crop, settings.hu_window) >= settings.foreground_floor:
-            break
-    else:
-        crop = scans.hu(i).read(scans.brightest(i, edge), size, AIR)
-    return pad(crop, (edge, edge, edge), AIR)
+        if foreground(crop, settings.hu_window) >= settings.foreground_floor:
+            return start, crop
+    return scans.brightest(i, edge), None
 
 
 def evaluation_superpatches(

@@ -226,8 +226,12 @@ def method_cost(method: Method[Any], count: Counter = by_torch, device: str = "m
 
     from nemesis.models.keyed import Keys
 
-    def voxels(edge: int) -> Tensor:
-        return torch.zeros(BATCH, 1, edge, edge, edge, device=device)
+    edge, drawn = method.superpatch, method.draw().size if method.card.pretext else ()
+    labels: tuple[Tensor, ...] = ()
+    if method.card.uses_labels:  # of all its classes, that nothing is left out
+        count_of = len(method.settings.classes)
+        classes = torch.zeros(BATCH, 1, *drawn, dtype=torch.uint8, device=device)
+        labels = (classes, torch.ones(BATCH, count_of, dtype=torch.bool, device=device))
 
     features = 0
 
@@ -238,16 +242,24 @@ def method_cost(method: Method[Any], count: Counter = by_torch, device: str = "m
         return vectors
 
     def pretext(network: nn.Module, voxels: Tensor) -> Tensor:
-        return method.pretext_loss(network, Batch(voxels, Keys.at(0, 0, range(BATCH), device))).total
+        return method.pretext_loss(network, Batch(voxels, Keys.at(0, 0, range(BATCH), device), *labels)).total
 
     network = _built(method, device)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     pretrain = None
     with torch.no_grad():
-        encode = count(encoded, network.eval(), voxels(method.superpatch)) // BATCH
+        encode = count(encoded, network.eval(), torch.zeros(BATCH, 1, edge, edge, edge, device=device)) // BATCH
         if method.card.pretext:
-            pretrain = count(pretext, network.train(), voxels(method.draw().edge)) // BATCH
+            pretrain = count(pretext, network.train(), torch.zeros(BATCH, 1, *drawn, device=device)) // BATCH
     return MethodCost(encode, pretrain, parameters, features)
+
+
+def counted(method: Method[Any]) -> MethodCost:
+    """:func:`method_cost` on the meta device where the method allows it, else computed."""
+    try:
+        return method_cost(method)
+    except (RuntimeError, TypeError, NotImplementedError):  # it reads numbers on its way, which the meta device does not have
+        return method_cost(method, device="cpu")
 
 
 def _built(method: Method[Any], device: str) -> nn.Module:

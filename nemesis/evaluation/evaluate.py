@@ -17,17 +17,20 @@ from numpy.typing import NDArray
 
 import nemesis.data
 from nemesis.config import Preparation, Probe, Reconstruction
+from nemesis.data.samples import Labelling
 from nemesis.data.scans import Scans
 from nemesis.data.superpatches import evaluation_superpatches
 from nemesis.errors import Fault, NemesisError
-from nemesis.evaluation.cost import method_cost
+from nemesis.evaluation.cost import counted
 from nemesis.evaluation.features import ENCODING, features
+from nemesis.evaluation.pretext import SEED, pretext_rows
 from nemesis.evaluation.probe import probe
 from nemesis.evaluation.reconstruction import no_reconstructions, reconstruct
 from nemesis.evaluation.rows import write_rows
 from nemesis.files import digest, file_sha256, write_bytes, write_npz, write_parquet, write_text
 from nemesis.method import Method, create
 from nemesis.models.checkpoint import load_weights
+from nemesis.training.crops import Crops
 from nemesis.training.device import Precision, device_for, peak_memory_mib, resolve_precision, set_threads
 
 if TYPE_CHECKING:
@@ -61,6 +64,7 @@ def evaluate(spec: Mapping[str, Any], device: str = "auto") -> None:
             evaluation), ``index`` and, of a method with a voxel size of its own, ``view`` (paths); ``organs`` (names);
             ``label_numbers`` (dataset → organ → number);
             ``preparation``, ``probe`` and, if its reconstructions are judged, ``reconstruction`` (sections of the configuration);
+            ``pretext`` (true), if what its pretext asks for is measured on the evaluation pool, too;
             ``out`` (folder); ``features`` (folder of the cached features).
         device: auto (a GPU where there is one), cpu or cuda.
 
@@ -87,6 +91,10 @@ def evaluate(spec: Mapping[str, Any], device: str = "auto") -> None:
             )
             rows += found
             timing["reconstruction_seconds"] = time.perf_counter() - start
+        if "pretext" in spec:
+            start = time.perf_counter()
+            rows += _pretext_rows(spec, bench)
+            timing["pretext_seconds"] = time.perf_counter() - start
         timing["device"] = torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu"
     rows += _cost_rows(method)
     write_npz(out / "reconstruction.npz", material)
@@ -140,12 +148,20 @@ def _bench(spec: Mapping[str, Any], device: str, weights: Mapping[str, Tensor] |
         yield _Bench(method, network.to(place).eval(), scans, view, table, probing, place, precision)
 
 
+def _pretext_rows(spec: Mapping[str, Any], bench: _Bench) -> list[dict[str, Any]]:
+    """See :mod:`nemesis.evaluation.pretext`."""
+    identity, method, scans = spec["identity"], bench.method, bench.view or bench.scans
+    labelling = Labelling(scans, identity["settings"]["classes"], spec["label_numbers"]) if method.card.uses_labels else None
+    samples = Crops(scans, method.draw(), SEED, "scan", labelling)
+    torch.manual_seed(identity["seed"])
+    untrained = method.build().to(bench.device).eval()
+    batch_size = identity["pretraining"]["batch_size"]
+    return pretext_rows(method, bench.network, untrained, samples, batch_size, bench.device, bench.precision)
+
+
 def _cost_rows(method: Method[Any]) -> list[dict[str, Any]]:
     """Parameters of the whole network, and multiply–accumulates of one superpatch: to its vector, and through the pretext."""
-    try:
-        cost = method_cost(method)
-    except (RuntimeError, TypeError):  # it reads numbers on its way, which the meta device does not have
-        cost = method_cost(method, device="cpu")
+    cost = counted(method)
     figures = {"encode_macs": ("MAC", cost.encode), "pretext_macs": ("MAC", cost.pretext)}
     figures["parameters"] = ("parameters", cost.parameters)
     return [

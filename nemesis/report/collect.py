@@ -40,7 +40,8 @@ def collect(spec: Mapping[str, Any], out: Path) -> None:
         spec: what every job of the report takes:
             ``experiment`` (name); ``runs``: a list, in the order of the configuration, of mappings with ``run`` (id),
             ``part`` (methods, sweep or ablations: what asks for it), ``label`` (as printed), ``method`` (registered name),
-            ``trained_on`` (data sets whose scans its published weights saw; None: it has none), ``seed``, ``evaluation``
+            ``trained_on`` (data sets whose scans its published weights saw; None: it has none), ``learns_labels`` (it was
+            pretrained on label maps), ``seed``, ``evaluation``
             (folder with rows.parquet, predictions.parquet, reconstructions.parquet, timing.json and reconstruction.npz) and
             ``folder`` (run directory with run.json, checkpoint.safetensors, timing.json and perhaps curve.jsonl), of the sweep
             ``embed_dim`` and ``mask_ratio``, of an ablation its ``group``;

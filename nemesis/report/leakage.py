@@ -3,7 +3,7 @@
     clean          none of them: by patient, equal HU and signature where it was pretrained here, by the data sets that are named
                    where its weights were published
     transductive   some, without their labels, because the experiment asks for it
-    overlap        its published weights were trained on data that hold them
+    overlap        its published weights were trained on data that hold them, or it was pretrained on some with their labels
     unknown        whoever published its weights does not say on what, or names data of which nobody here knows what they hold
 
 A pure function of what was collected: the audit of the pools, and the data sets that the methods' cards name.
@@ -24,7 +24,7 @@ WORSE: tuple[Verdict, ...] = ("clean", "unknown", "transductive", "overlap")
 NOTE = (
     "Leakage: whether an encoder had seen the scans that it is judged on. clean: none of them, by patient, equal HU and "
     "signature (published weights: by the data sets they name); transductive: some, without labels; overlap: its published "
-    "weights were trained on data that hold them; unknown: nobody says on what."
+    "weights were trained on data that hold them, or it learnt from their labels; unknown: nobody says on what."
 )
 
 # Data sets that hold scans of others, beside their own; of collections that grew, of the largest. What stands nowhere is unknown.
@@ -89,7 +89,8 @@ def verdicts(spec: Mapping[str, Any], audit: pd.DataFrame, entry: Mapping[str, A
     Args:
         spec: see :func:`nemesis.report.collect.collect`.
         audit: its pairs, as ``collect`` gathers them.
-        entry: the run, of ``spec``; ``trained_on`` says what its published weights saw, and is None where it has none.
+        entry: the run, of ``spec``; ``trained_on`` says what its published weights saw, and is None where it has none;
+            ``learns_labels`` whether it was pretrained on label maps.
         trains: it was pretrained on the pretraining pool.
     """
     sections = {dataset["name"]: dataset for dataset in spec["config"]["datasets"]}
@@ -97,7 +98,7 @@ def verdicts(spec: Mapping[str, Any], audit: pd.DataFrame, entry: Mapping[str, A
     shared = {second.partition("/")[0] for pools, second in pairs if trains and pools.startswith("pretraining")}
     found: dict[str, Verdict] = {}
     for name in spec["datasets"]:
-        told: list[Verdict] = ["transductive" if name in shared else "clean"]
+        told: list[Verdict] = ["clean" if name not in shared else "overlap" if entry["learns_labels"] else "transductive"]
         if entry["trained_on"] is not None and sections[name]["reader"] != "phantom":  # nobody else has these
             told.append(of_weights(entry["trained_on"], [name, sections[name].get("card") or name]))
         found[name] = max(told, key=WORSE.index)

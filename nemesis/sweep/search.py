@@ -321,7 +321,7 @@ def _write(search: Search, trials: list[Attempts]) -> None:
     search.pretrain(run)  # only if its checkpoint has been deleted
     evaluate(search.evaluation(run, out), search.device)
     entry = {"run": run.id, "part": run.part, "label": run.label, **run.place, "method": run.method, "seed": run.seed}
-    entry |= {"trained_on": find(run.method).card.trained_on}
+    entry |= {"trained_on": None, "learns_labels": False}  # of NEMESIS, or a method on its network
     entry |= {"evaluation": str(out), "folder": str(search.run_folder(run))}
     entry |= {"trial": best.number, "validation_auroc": best.value, "study": search.path.name}
     write_text(search.out / "best.json", json.dumps(entry, indent=1) + "\n")

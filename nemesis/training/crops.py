@@ -1,4 +1,4 @@
-"""The stream of training crops: crop number n is a function of (seed, n), whoever cuts it."""
+"""The stream of training samples, cut ahead of the device: sample number n is a function of (seed, n), whoever cuts it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,23 +14,39 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nemesis.config import Sampling
+from nemesis.data.samples import Labelling, draw_sample
 from nemesis.data.scans import Scans
-from nemesis.data.superpatches import draw_crop
+from nemesis.method import Draw, WholeVolume
 
 AHEAD = 2  # batches that are cut while the device computes, where no process does
 
-Batch = tuple[Tensor, Tensor]
+
+class Cut(NamedTuple):
+    """Samples: int16 HU (B, 1, D, H, W), their numbers (B,), and with labels the classes (B, 1, D, H, W) uint8 and which of
+    them are known (B, K) bool (:class:`nemesis.method.Batch`)."""
+
+    hu: Tensor
+    numbers: Tensor
+    classes: Tensor | None = None
+    known: Tensor | None = None
 
 
-class Crops(Dataset[Batch]):
-    """Crops of these numbers as int16 HU (B, 1, D, H, W), with the numbers (B,)."""
+class Crops(Dataset[Cut]):
+    """The samples of these numbers."""
 
-    def __init__(self, scans: Scans, edge: int, seed: int, sampling: Sampling) -> None:
-        self.scans, self.edge, self.seed, self.sampling = scans, edge, seed, sampling
+    def __init__(
+        self, scans: Scans, draw: Draw | WholeVolume, seed: int, sampling: Sampling, labelling: Labelling | None = None
+    ) -> None:
+        self.scans, self.draw, self.seed, self.sampling, self.labelling = scans, draw, seed, sampling, labelling
 
-    def __getitem__(self, numbers: list[int]) -> Batch:
-        crops = [draw_crop(self.scans, self.edge, self.seed, number, self.sampling) for number in numbers]
-        return torch.from_numpy(np.stack(crops))[:, None], torch.tensor(numbers)
+    def __getitem__(self, numbers: list[int]) -> Cut:
+        drawn = [draw_sample(self.scans, self.draw, self.seed, n, self.sampling, self.labelling) for n in numbers]
+        hu, which = torch.from_numpy(np.stack([one.hu for one in drawn]))[:, None], torch.tensor(numbers)
+        classes = [one.classes for one in drawn if one.classes is not None]
+        known = [one.known for one in drawn if one.known is not None]
+        if not classes:
+            return Cut(hu, which)
+        return Cut(hu, which, torch.from_numpy(np.stack(classes))[:, None], torch.from_numpy(np.stack(known)))
 
 
 class RankBatches(Sampler[list[int]]):
@@ -46,8 +63,8 @@ class RankBatches(Sampler[list[int]]):
         return self.steps - self.first_step
 
 
-def crop_loader(crops: Crops, batches: RankBatches, workers: int, pin: bool) -> Iterable[Batch]:
-    """Batches of (int16 HU (B, 1, D, H, W), crop numbers (B,)), cut by ``workers`` processes; by a thread where that is 0."""
+def crop_loader(crops: Crops, batches: RankBatches, workers: int, pin: bool) -> Iterable[Cut]:
+    """Batches of samples, cut by ``workers`` processes; by a thread where that is 0."""
     if not workers:
         return _ByThread(crops, batches, pin)
     return DataLoader(crops, sampler=batches, batch_size=None, num_workers=workers, pin_memory=pin, prefetch_factor=4)
@@ -59,11 +76,14 @@ class _ByThread:
     def __init__(self, crops: Crops, batches: RankBatches, pin: bool) -> None:
         self.crops, self.batches, self.pin = crops, batches, pin
 
-    def _cut(self, numbers: list[int]) -> Batch:
-        hu, which = self.crops[numbers]
-        return (hu.pin_memory(), which.pin_memory()) if self.pin else (hu, which)
+    def _cut(self, numbers: list[int]) -> Cut:
+        cut = self.crops[numbers]
+        if not self.pin:
+            return cut
+        classes, known = (part if part is None else part.pin_memory() for part in (cut.classes, cut.known))
+        return Cut(cut.hu.pin_memory(), cut.numbers.pin_memory(), classes, known)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Cut]:
         numbers = iter(self.batches)
         with ThreadPoolExecutor(1) as thread:
             try:

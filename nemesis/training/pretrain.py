@@ -15,14 +15,15 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from nemesis.config import Augmentation, Preparation, Pretraining
+from nemesis.data.samples import Labelling
 from nemesis.data.scans import Scans
 from nemesis.errors import Fault, NemesisError, TrainingError
-from nemesis.files import write_text
+from nemesis.files import file_sha256, write_text
 from nemesis.method import Batch, Method, create
 from nemesis.models.checkpoint import save_weights
 from nemesis.models.keyed import Keys, seed_at
 from nemesis.training.augmentation import draw_moves, shifted
-from nemesis.training.crops import Crops, RankBatches, crop_loader
+from nemesis.training.crops import Crops, Cut, RankBatches, crop_loader
 from nemesis.training.device import device_for, peak_memory_mib, resolve_precision, set_threads
 from nemesis.training.live import LiveCurve
 from nemesis.training.progress import TrainingProgress
@@ -35,7 +36,7 @@ LOG_EVERY = 10  # steps whose mean makes one point of the curve; the host waits 
 
 def pretrain(
     identity: dict[str, Any], folder: Path, pool: Path, index: Path, device: str, workers: int, state_every: int,
-    until: int | None = None, track: str | None = None, label: str | None = None,
+    until: int | None = None, track: str | None = None, label: str | None = None, weights: Path | None = None,
 ) -> None:  # fmt: skip
     """Write ``checkpoint.safetensors``, ``curve.jsonl``, ``timing.json`` and ``run.json`` into the run's folder.
 
@@ -54,10 +55,12 @@ def pretrain(
             is left as it is.
         track: the MLflow experiment in which the curve is shown while it grows; None: in none.
         label: what the run is called there; None: by its folder's name.
+        weights: of a run that starts from published weights, their file.
 
     Raises:
         TrainingError: loss or weights are not finite any more.
-        NemesisError: no GPU is there although asked for, or the saved state cannot be gone on with.
+        NemesisError: no GPU is there although asked for, the saved state cannot be gone on with, or the published weights are
+            not those that the identity names or do not fit.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
@@ -71,7 +74,7 @@ def pretrain(
             print(f"{folder.name}: already computed", file=sys.stderr, flush=True)
             return
         with device_for(device) as chosen, LiveCurve(track, label or folder.name, folder.name, identity) as live:
-            _pretrain(identity, folder, pool, index, chosen, workers, state_every, until, live)
+            _pretrain(identity, folder, pool, index, chosen, workers, state_every, until, live, weights)
 
 
 def at_point(step: int) -> int:
@@ -94,6 +97,7 @@ def _pretrain(
     state_every: int,
     until: int | None,
     live: LiveCurve,
+    weights: Path | None,
 ) -> None:
     recipe = Pretraining.model_validate(identity["pretraining"]) if identity["pretraining"] else None
     set_threads(recipe.threads if recipe else 1)
@@ -104,11 +108,17 @@ def _pretrain(
     curve: list[dict[str, float]] = []
     if recipe:
         scans = Scans(pool, index, Preparation.model_validate(identity["preparation"]))
-        training = _Training(method, network, recipe, scans, identity["seed"], folder, device, workers, state_every, until)
+        labelling = (
+            Labelling(scans, identity["settings"]["classes"], identity["label_numbers"]) if method.card.uses_labels else None
+        )
+        crops = Crops(scans, method.draw(), identity["seed"], recipe.sampling, labelling)
+        training = _Training(method, network, recipe, crops, folder, device, workers, state_every, until)
         timing |= training.run(live)
         if training.last < recipe.steps:
             return
         curve = training.curve
+    elif "weights" in identity:
+        timing |= _load_published(method, network, identity["weights"], weights)
     write_text(folder / "curve.jsonl", "".join(json.dumps(point) + "\n" for point in curve))
     write_text(folder / "timing.json", json.dumps(timing, indent=1) + "\n")
     save_weights(network, folder / "checkpoint.safetensors", {"run": folder.name, "method": identity["method"]})
@@ -116,14 +126,31 @@ def _pretrain(
     (folder / "state.pt").unlink(missing_ok=True)
 
 
+def _load_published(method: Method[Any], network: nn.Module, told: dict[str, str], path: Path | None) -> dict[str, Any]:
+    """Load published weights; returns the share of the encoder's parameters that they hold."""
+    if path is None or not path.is_file():
+        raise NemesisError(Fault(str(path or told["file"]), "is not there", "Say where: `weights` of its entry in `methods`."))
+    if (found := file_sha256(path)) != told["sha256"]:
+        what = f"is not the file that this run was planned with (sha256 {found[:12]}…, not {told['sha256'][:12]}…)"
+        raise NemesisError(Fault(str(path), what, "Run the workflow again: it plans another run for it."))
+    matched = method.load_published(network, path)
+    left_out = f", left out: {', '.join(matched.skipped)}" if matched.skipped else ""
+    print(
+        f"{path.name}: {100 * matched.parameters:.2f} % of the encoder's parameters matched{left_out}",
+        file=sys.stderr,
+        flush=True,
+    )
+    return {"weights_matched": matched.parameters}
+
+
 class _Training:
     """The loop. Everything random in step n is a function of (seed, n, place in the global batch)."""
 
     def __init__(
-        self, method: Method[Any], network: nn.Module, recipe: Pretraining, scans: Scans, seed: int, folder: Path,
+        self, method: Method[Any], network: nn.Module, recipe: Pretraining, crops: Crops, folder: Path,
         device: torch.device, workers: int, state_every: int, until: int | None,
     ) -> None:  # fmt: skip
-        self.method, self.recipe, self.seed, self.folder = method, recipe, seed, folder
+        self.method, self.recipe, self.seed, self.folder = method, recipe, crops.seed, folder
         self.state_every = state_every
         self.precision = resolve_precision(recipe.precision, device)
         self.fabric = Fabric(
@@ -132,7 +159,7 @@ class _Training:
         self.fabric.launch()
         self.network = network
         optimizer = torch.optim.AdamW(
-            network.parameters(),
+            [parameter for parameter in network.parameters() if parameter.requires_grad],
             lr=recipe.learning_rate,
             betas=recipe.betas,
             weight_decay=recipe.weight_decay,
@@ -142,14 +169,13 @@ class _Training:
             torch.compiler.reset()  # of another network of this process, which would be generalised to both
             network.compile()
         self.wrapped, self.optimizer = self.fabric.setup(network, optimizer)
-        window = scans.preparation.hu_window
+        window = crops.scans.preparation.hu_window
         self.low, self.width = window[0], window[1] - window[0]
         self.curve: list[dict[str, float]] = []
         self.started, self.seconds = time.monotonic(), 0.0  # of this process; of those before it
         self.first = self._resume()
         self.last = recipe.steps if until is None else max(self.first, min(at_point(until), recipe.steps))
         self.batches = RankBatches(self.first, self.last, recipe.batch_size, self.fabric.global_rank, self.fabric.world_size)
-        crops = Crops(scans, method.draw().edge, seed, recipe.sampling)
         self.loader = crop_loader(crops, self.batches, workers, pin=device.type == "cuda")
 
     def _resume(self) -> int:
@@ -183,6 +209,19 @@ class _Training:
         }
         save_state(self.folder / "state.pt", state)
 
+    def _batch(self, step: int, cut: Cut) -> Batch:
+        """A step's samples on the device, as values in [0, 1], augmented, with the keys of their places."""
+        to_device, settings = self.fabric.to_device, self.recipe.augmentation
+        voxels = ((to_device(cut.hu).float() - self.low) / self.width).clamp_(0.0, 1.0)
+        classes, known = (None if part is None else to_device(part) for part in (cut.classes, cut.known))
+        place = cut.numbers - step * self.recipe.batch_size
+        keys = Keys(self.seed, step, to_device(place))
+        if settings != NONE:
+            moves = draw_moves(Keys(self.seed, step, place), settings)
+            voxels = shifted(moves(voxels), keys, settings)
+            classes = None if classes is None else moves(classes)
+        return Batch(voxels, keys, classes, known)
+
     def run(self, live: LiveCurve) -> dict[str, Any]:
         """Train to the last step, or to where it is to stop; returns how fast it went."""
         recipe, fabric = self.recipe, self.fabric
@@ -191,19 +230,14 @@ class _Training:
         totals: dict[str, torch.Tensor] = {}
         self.started, saved_at = time.monotonic(), self.first
         with TrainingProgress(self.folder.name, recipe.steps, self.first, recipe.batch_size) as progress:
-            for step, (hu, numbers) in enumerate(self.loader, start=self.first):
+            for step, cut in enumerate(self.loader, start=self.first):
                 rate = learning_rate(step, recipe.steps, warmup, recipe.learning_rate, recipe.min_learning_rate)
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
-                voxels = ((fabric.to_device(hu).float() - self.low) / self.width).clamp_(0.0, 1.0)
-                place = numbers - step * recipe.batch_size
-                keys = Keys(self.seed, step, fabric.to_device(place))
-                if recipe.augmentation != NONE:
-                    voxels = draw_moves(Keys(self.seed, step, place), recipe.augmentation)(voxels)
-                    voxels = shifted(voxels, keys, recipe.augmentation)
+                batch = self._batch(step, cut)
                 # what a library's dropout draws must not depend on what was drawn before an interruption
                 torch.manual_seed(seed_at(self.seed, step, fabric.global_rank))
-                loss = self.method.pretext_loss(self.wrapped, Batch(voxels, keys))
+                loss = self.method.pretext_loss(self.wrapped, batch)
                 self.optimizer.zero_grad(set_to_none=True)
                 fabric.backward(loss.total)
                 fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=recipe.clip_norm, error_if_nonfinite=False)

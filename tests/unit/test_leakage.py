@@ -105,7 +105,7 @@ def test_every_card_is_a_data_set_of_which_is_known_who_holds_it():
 def test_nobody_else_has_phantoms():
     spec = {"config": {"datasets": [{"name": "phantom", "reader": "phantom"}]}, "datasets": ["phantom"]}
     audit = pd.DataFrame({"pools": [], "second": []})
-    assert verdicts(spec, audit, {"trained_on": []}, trains=False) == {"phantom": "clean"}
+    assert verdicts(spec, audit, {"trained_on": [], "learns_labels": False}, trains=False) == {"phantom": "clean"}
 
 
 def test_the_worst_comes_first():

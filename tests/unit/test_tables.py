@@ -21,6 +21,7 @@ from nemesis.report.collect import as_collected, collect, collected_spec
 from nemesis.report.render import SUFFIXES, Table, interval, number
 from nemesis.report.tables import Measured, print_tables, read_measured, tables
 from nemesis.report.tables.pieces import holm
+from nemesis.runs import Material
 
 
 def _rows(report, name="main"):
@@ -135,7 +136,7 @@ def test_transductive_is_what_the_pools_share(pretraining, shared, tmp_path):
         }
     )
     pools = ([SimpleNamespace(dataset="ct", patient=p, case=p) for p in names] for names in (pretraining, "cde"))
-    experiment = Experiment(config, tmp_path, [], *pools, tmp_path / "p.json", tmp_path / "e.json", [])
+    experiment = Experiment(config, tmp_path, [], *pools, tmp_path / "p.json", tmp_path / "e.json", Material("p"), [])
     assert experiment.report_spec()["transductive"] == shared
 
 
@@ -156,7 +157,7 @@ def test_planning_counts_patients_scans_and_labels_of_both_pools(tmp_path):
         )
     )
     datasets = [SimpleNamespace(config=dataset) for dataset in config.datasets]
-    experiment = Experiment(config, tmp_path, datasets, *pools, tmp_path / "p.json", tmp_path / "e.json", [])
+    experiment = Experiment(config, tmp_path, datasets, *pools, tmp_path / "p.json", tmp_path / "e.json", Material("p"), [])
     assert experiment.report_spec()["data"] == [
         {"dataset": "a", "pool": "pretraining", "patients": 2, "scans": 3, "kinds": {"none": 2, "pseudo": 1}},
         {"dataset": "a", "pool": "evaluation", "patients": 1, "scans": 1, "kinds": {"partial": 1}},
@@ -292,6 +293,7 @@ import json, sys
 from pathlib import Path
 spec, root = json.loads(sys.argv[1]), Path(sys.argv[2])
 from nemesis.report.collect import collect
+from nemesis.runs import Material
 from nemesis.report.tables import print_tables
 from nemesis.report.page import write_page
 collect(spec, root / "c")

@@ -12,7 +12,7 @@ rule pretrain_method:
         maps=lambda wc: ancient(
             EXPERIMENT.index_of(EXPERIMENT.run(wc.run)).with_suffix(".maps")
         ),
-        pool=ancient(EXPERIMENT.pretraining_pool),
+        pool=lambda wc: ancient(EXPERIMENT.pool_of(EXPERIMENT.run(wc.run))),
         audit=ancient(EXPERIMENT.audit),  # nothing is trained before the pools are known to share nothing
     output:
         checkpoint="results/runs/{run}/checkpoint.safetensors",
@@ -34,6 +34,7 @@ rule pretrain_method:
         state_every=CONFIG.state_every,
         track=experiment_name(REPORTED),
         label=lambda wc: label_of(REPORTED, wc.run),
+        weights=lambda wc: str(EXPERIMENT.run(wc.run).weights or ""),
     params:
         identity=lambda wc: as_json(EXPERIMENT.run(wc.run).identity),
     shell:
@@ -41,4 +42,5 @@ rule pretrain_method:
         " --pool {input.pool:q} --index {input.index:q} --device {resources.device}"
         " --workers {resources.loader_workers} --state-every {resources.state_every}"
         " --track {resources.track:q} --label {resources.label:q}"
+        " --weights {resources.weights:q}"
         " 2>&1 | tee {log:q}"
