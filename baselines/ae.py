@@ -38,6 +38,7 @@ class AutoEncoder(Method[AutoEncoderSettings]):
         reconstructs=True,
         smallest_input=16,
         native_input="superpatch, axes (D, H, W), values in [0, 1]",
+        small={"channels": (4, 8)},
     )
     settings_type = AutoEncoderSettings
 

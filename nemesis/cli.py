@@ -110,6 +110,20 @@ def methods(name: Annotated[str | None, typer.Argument(help="Show one method's c
     print(f"\n{settings_table(method.settings_type)}", end="")
 
 
+@app.command("check-method")
+def check_method(name: Annotated[str, typer.Argument(help="Registered name of the method")]) -> None:
+    """Whether a method keeps the contract: what is broken, and what to do about it."""
+    from nemesis.contract import run_checks, small_method
+
+    faults = []
+    for promise, broken in run_checks(small_method(name)):
+        print(f"{'ok    ' if broken is None else 'BROKEN'} {promise.replace('_', ' ')}", flush=True)
+        if broken is not None:
+            faults.append(Fault(f"{name}: {promise.replace('_', ' ')}", broken, "Mend it and check again."))
+    if faults:
+        raise NemesisError(faults)
+
+
 @app.command()
 def schema(folder: Path = Path("config")) -> None:
     """Write the JSON schema and the key table of the configuration."""

@@ -58,6 +58,7 @@ class MethodCard(BaseModel):
     uses_labels: bool = False  # its pretext learns from label maps: only scans that have one are drawn
     segments: bool = False  # its network can be made into one that segments
     published: tuple[Published, ...] = ()  # weights of its authors that it can load
+    small: dict[str, Any] = {}  # settings of a network of seconds, for the checks of nemesis.contract
 
 
 class Settings(BaseModel):

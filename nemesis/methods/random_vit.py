@@ -25,6 +25,7 @@ class RandomViT(NemesisEncoderMethod[EncoderSettings]):
         reconstructs=False,
         smallest_input=16,
         native_input="as NEMESIS",
+        small={"patch": 4, "embed_dim": 64, "depth": 1, "heads": 4},
     )
     settings_type = EncoderSettings
 

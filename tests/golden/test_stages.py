@@ -16,7 +16,6 @@ import torch
 from golden_files import FOLDER, check_figures
 from phantoms import EDGE, NEMESIS, identity_of, ingest_phantoms
 from safetensors.torch import load_file
-from small_methods import small_method
 
 import nemesis.data
 import nemesis.data.phantom
@@ -25,6 +24,7 @@ import nemesis.evaluation.features
 import nemesis.models
 import nemesis.training
 from nemesis.config import Config, Preparation, Probe, Reconstruction
+from nemesis.contract import small_method
 from nemesis.data.cases import write_manifest
 from nemesis.data.gate import write_index
 from nemesis.data.ingest import ingest

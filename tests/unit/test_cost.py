@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_methods import small_method
 from typer.testing import CliRunner
 
 from nemesis.cli import app
+from nemesis.contract import small_method
 from nemesis.evaluation.cost import (
     CONFIGURATIONS,
     MAIN,
