@@ -1,7 +1,7 @@
 """What every method promises, as checks that say in its author's words what is broken: `nemesis check-method <name>`.
 
-The checks run a method at the ``small`` settings of its card on random voxels, on the CPU. The suite's own tests run them for every
-method that is registered.
+The checks run a method at the ``small`` settings of its card on random voxels, on the CPU. The suite's own tests run them for
+every method that is registered.
 """
 
 from __future__ import annotations

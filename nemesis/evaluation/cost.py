@@ -226,12 +226,8 @@ def method_cost(method: Method[Any], count: Counter = by_torch, device: str = "m
 
     from nemesis.models.keyed import Keys
 
-    edge, drawn = method.superpatch, method.draw().size if method.card.pretext else ()
-    labels: tuple[Tensor, ...] = ()
-    if method.card.uses_labels:  # of all its classes, that nothing is left out
-        count_of = len(method.settings.classes)
-        classes = torch.zeros(BATCH, 1, *drawn, dtype=torch.uint8, device=device)
-        labels = (classes, torch.ones(BATCH, count_of, dtype=torch.bool, device=device))
+    def voxels(size: tuple[int, int, int]) -> Tensor:
+        return torch.zeros(BATCH, 1, *size, device=device)
 
     features = 0
 
@@ -242,15 +238,19 @@ def method_cost(method: Method[Any], count: Counter = by_torch, device: str = "m
         return vectors
 
     def pretext(network: nn.Module, voxels: Tensor) -> Tensor:
-        return method.pretext_loss(network, Batch(voxels, Keys.at(0, 0, range(BATCH), device), *labels)).total
+        classes = known = None
+        if method.card.uses_labels:
+            classes = torch.zeros_like(voxels, dtype=torch.uint8)
+            known = torch.ones(BATCH, len(method.settings.classes), dtype=torch.bool, device=device)
+        return method.pretext_loss(network, Batch(voxels, Keys.at(0, 0, range(BATCH), device), classes, known)).total
 
     network = _built(method, device)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     pretrain = None
     with torch.no_grad():
-        encode = count(encoded, network.eval(), torch.zeros(BATCH, 1, edge, edge, edge, device=device)) // BATCH
+        encode = count(encoded, network.eval(), voxels((method.superpatch,) * 3)) // BATCH
         if method.card.pretext:
-            pretrain = count(pretext, network.train(), torch.zeros(BATCH, 1, *drawn, device=device)) // BATCH
+            pretrain = count(pretext, network.train(), voxels(method.draw().size)) // BATCH
     return MethodCost(encode, pretrain, parameters, features)
 
 

@@ -6,15 +6,11 @@ import argparse
 import io
 import logging
 import math
-import pickletools
 import re
-import warnings
-import zipfile
 from collections.abc import Mapping
-from pathlib import Path, PosixPath
+from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,31 +20,13 @@ from nemesis.files import write_bytes
 from nemesis.models.architecture import OFFICIAL, Architecture, Size, triple
 from nemesis.models.mae import MAEgic3DMAE
 from nemesis.models.masking import Masking
+from nemesis.models.untrusted import read_tensors
 
 logger = logging.getLogger(__name__)
 
+REMEDY = "Give a released NEMESIS checkpoint (.pt), or a folder that nemesis wrote."
 HEADS, EDGE, DROPOUT = 8, 128, 0.1  # of every released checkpoint; the tensors do not say them
 
-# what training scripts put beside the weights, and that does nothing when it is read: NumPy's scalars and argparse's Namespace
-_HARMLESS: list[Any] = [
-    argparse.Namespace,
-    PosixPath,
-    np.dtype,
-    np.ndarray,
-    *{type(np.dtype(kind)) for kind in "?bBhHiIlLefdU"},
-    *(
-        (maker, f"numpy.{core}.multiarray.{name}")
-        for maker, name in ((np.float64(0).__reduce__()[0], "scalar"), (np.zeros(1).__reduce__()[0], "_reconstruct"))
-        for core in ("core", "_core")
-    ),
-]
-# what a pickle of tensors and numbers may name when it is read
-_DATA = re.compile(
-    r"torch\.(_utils\._rebuild\w+|_tensor\.\w+|storage\.\w+|serialization\._get_layout|nn\.parameter\.Parameter|\w+Storage"
-    r"|Size|Tensor|device|dtype|bool|(bfloat|float|complex|q?u?int)\d+\w*)"
-    r"|collections\.(OrderedDict|Counter|defaultdict)|argparse\.Namespace|pathlib\.PosixPath"
-    r"|numpy\.(dtype|ndarray|dtypes\.\w+|_?core\.multiarray\.(scalar|_reconstruct))|_codecs\.encode"
-)
 _NAMED = re.compile(r"MAE_\d+_(0?\.\d+)")  # as the released files are: the width and the mask ratio on either axis
 
 
@@ -162,50 +140,12 @@ def _in_name(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        if path.suffix == ".safetensors":  # torch.load would take it, and then the sizes of its card would be guessed
-            raise _refusal(path, "is a file of safetensors without the card.json or run.json that belongs beside it")
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if archive.testzip():
-                    raise _refusal(path, "is damaged (a checksum does not match)")
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_HARMLESS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except NemesisError:
-        raise
-    except OSError as error:
-        raise _refusal(path, f"cannot be read ({error.strerror or error})") from None
-    except Exception:  # zip, pickle and tensor readers each raise their own kinds
-        name = _foreign(path)
-        if name:
-            raise _refusal(path, f"carries code ({name}), which was not run: a checkpoint holds tensors and numbers") from None
-        raise _refusal(path, "is truncated, damaged, or no PyTorch checkpoint") from None
+    if path.suffix == ".safetensors":  # torch.load would take it, and then the sizes of its card would be guessed
+        raise _refusal(path, "is a file of safetensors without the card.json or run.json that belongs beside it")
+    content = read_tensors(path, REMEDY)
     if not isinstance(content, dict):
         raise _refusal(path, f"is no NEMESIS checkpoint: it holds a {type(content).__name__}")
     return content
-
-
-def _foreign(path: Path) -> str | None:
-    """The first name in a pickle that stands for no tensor or number; read from its opcodes, nothing of it is run."""
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                streams = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
-        else:
-            streams = [path.read_bytes()]
-        for stream in streams:
-            rest, words = io.BytesIO(stream), [""]
-            while rest.tell() < len(stream):  # the old layout is several pickles, one after another
-                for code, argument, _ in pickletools.genops(rest):
-                    if code.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
-                        name = ".".join(words[-2:]) if code.name == "STACK_GLOBAL" else str(argument).replace(" ", ".")
-                        if not _DATA.fullmatch(name):
-                            return name
-                    elif isinstance(argument, str):
-                        words.append(argument)
-    except Exception:  # it is no pickle, or a broken one
-        return None
-    return None
 
 
 def _said(config: Any) -> dict[str, Any]:
@@ -272,4 +212,4 @@ def _share(numbers: int, channels: int) -> int:
 
 
 def _refusal(path: Path, what: str) -> NemesisError:
-    return NemesisError(Fault(str(path), what, "Give a released NEMESIS checkpoint (.pt), or a folder that nemesis wrote."))
+    return NemesisError(Fault(str(path), what, REMEDY))
