@@ -26,12 +26,25 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class EncoderSettings(Settings):
-    """Shape and variant of the NEMESIS encoder."""
+class Preset(Settings):
+    """Whose values the other keys start from."""
 
     preset: Literal["paper", "official", "maesil"] = key(
         "paper", "Whose description gives the values of the keys that are not set; the defaults shown are the paper's"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_from_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        preset = PRESETS.get(given.get("preset", "paper"), {})  # an unknown one is the field's own fault
+        return {name: value for name, value in preset.items() if name in cls.model_fields} | given
+
+
+class EncoderShape(Settings):
+    """Shape and variant of an encoder on the NEMESIS network."""
+
     grid: int = key(8, "Tokens along each edge where `patch` is null (official, maesil: 16)", "tokens", ge=1)
     patch: int | None = key(None, "Edge of a token; null: the superpatch's edge / `grid`", "voxels", ge=1)
     embed_dim: int = key(768, "Width E of a token; divisible by tokens × heads", "numbers", ge=1)
@@ -53,17 +66,13 @@ class EncoderSettings(Settings):
         0.1, "Start of the learnable scale of the positions; a larger one is read sooner by short trainings", "–", gt=0
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _take_from_preset(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        preset = PRESETS.get(given.get("preset", "paper"), {})  # an unknown one is the field's own fault
-        return {name: value for name, value in preset.items() if name in cls.model_fields} | given
+
+class EncoderSettings(EncoderShape, Preset):
+    """Shape and variant of the NEMESIS encoder."""
 
 
-class NemesisSettings(EncoderSettings):
-    """Encoder, decoder, masking and noise."""
+class MaskedShape(EncoderShape):
+    """Encoder, decoder, masking and noise of an autoencoder on the NEMESIS network."""
 
     decoder_dim: int | None = key(128, "Width of the decoder; null: the encoder's (official)", "numbers", ge=1)
     decoder_depth: int = key(3, "Blocks of the decoder", "blocks", ge=1)
@@ -92,7 +101,12 @@ class NemesisSettings(EncoderSettings):
     )
 
 
-E_ = TypeVar("E_", bound=EncoderSettings)
+class NemesisSettings(MaskedShape, Preset):
+    """Encoder, decoder, masking and noise."""
+
+
+E_ = TypeVar("E_", bound=EncoderShape)
+M_ = TypeVar("M_", bound=MaskedShape)
 
 
 class NemesisEncoderMethod(Method[E_]):
@@ -119,23 +133,8 @@ class NemesisEncoderMethod(Method[E_]):
         _ = self.architecture
 
 
-@register
-class Nemesis(NemesisEncoderMethod[NemesisSettings]):
-    """Hide in-plane columns and whole slices, add noise to what is left, reconstruct the clean voxels."""
-
-    card = MethodCard(
-        name="nemesis",
-        title="NEMESIS",
-        paper="NEMESIS: Noise-suppressed Efficient MAE with Enhanced Superpatch Integration Strategy, arXiv 2604.01612",
-        licence="MIT",
-        version=1,
-        pretext=True,
-        reconstructs=True,
-        smallest_input=16,
-        native_input="128³ superpatch, axes (D, H, W), HU [−175, 250] → [0, 1], native spacing",
-        small={"patch": 4, "embed_dim": 64, "depth": 1, "heads": 4, "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 4},
-    )
-    settings_type = NemesisSettings
+class MaskedAutoencoderMethod(NemesisEncoderMethod[M_]):
+    """Masked reconstruction on the NEMESIS network: its pretext, features and reconstructions."""
 
     @cached_property
     def masking(self) -> Masking:
@@ -160,7 +159,8 @@ class Nemesis(NemesisEncoderMethod[NemesisSettings]):
         return keyed_mask(self.architecture.grid, self.masking, keys)
 
     def pretext_loss(self, network: Any, batch: Batch) -> PretextLoss:
-        """See :meth:`Method.pretext_loss`; ``psnr`` is over the whole superpatch, as released."""
+        """See :meth:`Method.pretext_loss`; ``psnr`` is over the whole superpatch, as released, ``psnr_masked`` over the
+        hidden tokens."""
         mask = self.mask(batch.keys)
         std = self.settings.noise[batch.keys.batch_choice("noise level", len(self.settings.noise))]
         noise = None
@@ -169,7 +169,8 @@ class Nemesis(NemesisEncoderMethod[NemesisSettings]):
             shape = (len(batch.voxels), mask.keep[0].numel(), patch[0], patch[1] * patch[2])
             noise = std * batch.keys.normal("noise", shape[1] * shape[2] * shape[3]).view(shape)
         out = network(batch.voxels, mask, noise)
-        return PretextLoss(out.loss, {"psnr": -10.0 * (out.full_mse.detach() + 1e-8).log10()})
+        errors = {"psnr": out.full_mse, "psnr_masked": out.loss}
+        return PretextLoss(out.loss, {name: -10.0 * (mse.detach() + 1e-8).log10() for name, mse in errors.items()})
 
     def encode(self, network: Any, voxels: Tensor) -> Tensor:
         """See :meth:`Method.encode`: the mean over the final tokens."""
@@ -181,3 +182,21 @@ class Nemesis(NemesisEncoderMethod[NemesisSettings]):
 
         mask = self.mask(keys) if keys is not None else nothing_masked(network.encoder.grid, len(voxels), voxels.device)
         return Reconstruction(*network.reconstruct(voxels, mask))
+
+
+@register
+class Nemesis(MaskedAutoencoderMethod[NemesisSettings]):
+    """Hide in-plane columns and whole slices, add noise to what is left, reconstruct the clean voxels."""
+
+    card = MethodCard(
+        name="nemesis",
+        title="NEMESIS",
+        paper="NEMESIS: Noise-suppressed Efficient MAE with Enhanced Superpatch Integration Strategy, arXiv 2604.01612",
+        licence="MIT",
+        version=1,
+        pretext=True,
+        reconstructs=True,
+        smallest_input=16,
+        native_input="128³ superpatch, axes (D, H, W), HU [−175, 250] → [0, 1], native spacing",
+    )
+    settings_type = NemesisSettings
