@@ -45,6 +45,7 @@ class PlainMaskedAutoEncoder(Method[PlainMaskedSettings]):
         smallest_input=16,
         native_input="superpatch, axes (D, H, W), values in [0, 1]",
         no_gradient=("*norm_cross_attn*",),  # MONAI's blocks have it whether or not they attend to anything else
+        small={"patch": 4, "embed_dim": 48, "depth": 1, "heads": 4, "decoder_dim": 24, "decoder_depth": 1, "decoder_heads": 4},
     )
     settings_type = PlainMaskedSettings
 

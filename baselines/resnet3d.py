@@ -7,10 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from nemesis.config import key
-from nemesis.method import Method, MethodCard, Settings, register
+from nemesis.errors import Fault, NemesisError
+from nemesis.method import Matched, Method, MethodCard, Published, Settings, register
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor, nn
+
+MEDICALNET = "https://github.com/Tencent/MedicalNet"
+# what MedicalNet was trained with; the stride has no weights that would tell, and a missing bias is too small to be missed
+OPTIONS = {"stem_stride": 2, "shortcut_bias": False}
 
 
 class ResNetSettings(Settings):
@@ -28,9 +35,9 @@ class ResNetSettings(Settings):
 class ResNet3D(Method[ResNetSettings]):
     """No pretext: supervised from random weights (the paper's row), or from those of MedicalNet where the run names them.
 
-    MedicalNet's third and fourth stage keep their resolution and dilate their convolutions by 2 and 4. MONAI's halve the
-    resolution without dilation, with the same shapes of weights: what is loaded here computes something else than its authors'
-    network, at an eighth of its features' resolution along every axis.
+    The third and fourth stage of MedicalNet keep the resolution of the second and dilate their convolutions, by 2 and by 4.
+    MONAI's halve it instead, with weights of the same shapes: what is loaded here computes something else than its authors'
+    network, on a last map of a quarter of its resolution along every axis.
     """
 
     card = MethodCard(
@@ -42,12 +49,18 @@ class ResNet3D(Method[ResNetSettings]):
         pretext=False,
         reconstructs=False,
         smallest_input=16,
-        native_input="superpatch, axes (D, H, W), values in [0, 1]; MedicalNet: each volume with mean 0 and deviation 1",
+        native_input="superpatch, axes (D, H, W), values in [0, 1]; MedicalNet: each volume with mean 0 and deviation 1, and "
+        "dilated last stages, which MONAI's are not",
+        published=(
+            Published(file="resnet_50.pth", source=MEDICALNET),
+            Published(file="resnet_50_23dataset.pth", source=MEDICALNET),
+        ),
+        small={"layers": (1, 1, 1, 1), "width": 4},
     )
     settings_type = ResNetSettings
 
     def build(self) -> nn.Module:
-        """See :meth:`Method.build`."""
+        """See :meth:`Method.build`; at the defaults MONAI's ``resnet50`` without its classifier."""
         from monai.networks.nets.resnet import ResNet
 
         s = self.settings
@@ -62,6 +75,20 @@ class ResNet3D(Method[ResNetSettings]):
             feed_forward=False,
             bias_downsample=s.shortcut_bias,
         )
+
+    def load_published(self, network: Any, path: Path) -> Matched:
+        """See :meth:`Method.load_published`: MedicalNet's names are MONAI's; heads of its pretraining are left out.
+
+        Raises:
+            NemesisError: also where the settings are not those that MedicalNet was trained with.
+        """
+        from nemesis.models.foreign import load_published
+
+        if wrong := [name for name, value in OPTIONS.items() if getattr(self.settings, name) != value]:
+            what = f"is of a network with other {' and '.join(wrong)} than the settings say"
+            remedy = "Set " + ", ".join(f"`{name}: {str(value).lower()}`" for name, value in OPTIONS.items()) + "."
+            raise NemesisError(Fault(str(path), what, remedy))
+        return load_published(network, path, lambda name: None if name.startswith(("conv_seg.", "fc.")) else name, ["*"])
 
     def encode(self, network: Any, voxels: Tensor) -> Tensor:
         """See :meth:`Method.encode`: the last stage, averaged over space."""

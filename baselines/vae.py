@@ -35,10 +35,10 @@ class VariationalSettings(Settings):
 
 @register
 class VariationalAutoEncoder(Method[VariationalSettings]):
-    """Mean squared error of the reconstruction + β · KL / voxels, with KL summed over the latent vector and averaged over the batch.
+    """Mean squared error of the reconstruction + β · KL / voxels; KL is summed over the bottleneck, averaged over the batch.
 
     Divided by the voxels, both terms have the proportion of the evidence lower bound at any size of superpatch: the error is
-    a mean over voxels, the divergence a sum over the bottleneck.
+    a mean over voxels, the divergence a sum.
     """
 
     card = MethodCard(
@@ -51,6 +51,7 @@ class VariationalAutoEncoder(Method[VariationalSettings]):
         reconstructs=True,
         smallest_input=16,
         native_input="superpatch, axes (D, H, W), values in [0, 1]",
+        small={"channels": (4, 8), "latent": 16},
     )
     settings_type = VariationalSettings
 

@@ -24,10 +24,15 @@ class QuantisedSettings(Settings):
     residual_layers: int = key(2, "Residual layers of two convolutions per stage", "layers", ge=0)
     codes: int = key(512, "Size of the codebook", "codes", ge=2)
     code_dim: int = key(64, "Width of a code, which is that of the features", "numbers", ge=1)
-    commitment: float = key(0.25, "Weight of the distance between encodings and their codes", ge=0)
+    commitment: float = key(
+        0.05,
+        "Weight of the squared distance between encodings and their codes; the authors' 0.25 goes with an error that is divided "
+        "by the variance of the data",
+        ge=0,
+    )
     decay: float = key(0.99, "Of the moving averages that codes follow, per step", "(0, 1)", gt=0, lt=1)
     dead_below: float = key(
-        0.05, "A code is set anew when it is used less than this share of the mean use of all codes", "share", ge=0, lt=0.5
+        0.1, "A code is set anew when it is used less than this share of the mean use of all codes", "share", ge=0, lt=0.5
     )
 
 
@@ -45,6 +50,7 @@ class VectorQuantised(Method[QuantisedSettings]):
         reconstructs=True,
         smallest_input=16,
         native_input="superpatch, axes (D, H, W), values in [0, 1]",
+        small={"channels": (8, 16), "residual_layers": 1, "codes": 32, "code_dim": 16},
     )
     settings_type = QuantisedSettings
 

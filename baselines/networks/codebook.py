@@ -9,6 +9,10 @@ from monai.networks.layers.vector_quantizer import EMAQuantizer, VectorQuantizer
 from monai.networks.nets.vqvae import VQVAE
 from torch import Tensor, distributed
 
+# of the least use of a code that is not dead, what a revived one begins with: it is dead again in about ten steps without use.
+# An encoder that has just begun moves its outputs away from all codes at once, faster than the codes' averages follow
+REVIVED = 1.1
+
 
 class Quantised(NamedTuple):
     """reconstruction (B, 1, D, H, W); commitment: β · mean squared distance of encodings to their codes, a scalar; codes
@@ -68,7 +72,7 @@ class Codebook(EMAQuantizer):
         """Set dead codes to the encodings with the lowest scores, of all processes.
 
         A code is dead when fewer than ``dead_below`` · (encodings / codes) are assigned to it per step, by its moving average. It
-        begins anew with twice that, as if it had been in use, and is dead again after ln 2 / (1 − decay) steps that do not use it.
+        begins anew with a little more than that, so it moves with the first encodings that it is assigned.
 
         Args:
             encodings: (B, C, d, h, w).
@@ -90,9 +94,9 @@ class Codebook(EMAQuantizer):
         dead = self.ema_cluster_size <= floor
         number = (dead.cumsum(0) - 1).clamp(min=0)  # of a code among the dead ones
         revived = dead & rank[number].isfinite()
-        self.ema_cluster_size.copy_(torch.where(revived, 2.0 * floor, self.ema_cluster_size))
+        self.ema_cluster_size.copy_(torch.where(revived, REVIVED * floor, self.ema_cluster_size))
         self.embedding.weight.copy_(torch.where(revived[:, None], chosen[number], self.embedding.weight))
-        self.ema_w.copy_(torch.where(revived[:, None], 2.0 * floor * chosen[number], self.ema_w))
+        self.ema_w.copy_(torch.where(revived[:, None], REVIVED * floor * chosen[number], self.ema_w))
 
 
 def _from_all(values: Tensor) -> Tensor:
@@ -113,10 +117,10 @@ class KeyedVQVAE(VQVAE):
         )
         self.quantizer = VectorQuantizer(codebook)
 
-    def forward(self, voxels: Tensor, scores: Tensor | None = None) -> Quantised:
+    def forward(self, voxels: Tensor, scores: Tensor | None = None) -> Quantised:  # type: ignore[override]
         """Voxels (B, 1, D, H, W); scores (B, d·h·w) in [0, 1), by which dead codes are revived before training quantises."""
         encodings = self.encode(voxels)
-        codebook = self.quantizer.quantizer
+        codebook: Any = self.quantizer.quantizer
         if self.training and scores is not None:
             codebook.revive(encodings, scores)
         quantised, commitment, codes = codebook(encodings)

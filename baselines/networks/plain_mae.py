@@ -20,7 +20,7 @@ class KeyedMaskedAutoEncoder(MaskedAutoEncoderViT):
         seen = embedded.gather(1, keep[:, :, None].expand(-1, -1, embedded.shape[2]))
         return self.blocks(torch.cat([self.cls_token.expand(len(seen), -1, -1), seen], dim=1))
 
-    def forward(self, voxels: Tensor, keep: Tensor) -> Tensor:
+    def forward(self, voxels: Tensor, keep: Tensor) -> Tensor:  # type: ignore[override]
         """Voxels (B, 1, D, H, W) and the visible tokens' numbers (B, V) → all patches (B, N, p³), visible ones too."""
         tokens = self.decoder_embed(self.tokens(voxels, keep))
         first, seen = tokens[:, :1], tokens[:, 1:]

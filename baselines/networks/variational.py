@@ -24,7 +24,7 @@ class KeyedVarAutoEncoder(VarAutoEncoder):
         mean: Tensor = self.mu(self.intermediate(self.encode(voxels)).flatten(1))
         return mean
 
-    def forward(self, voxels: Tensor, noise: Tensor) -> Variational:
+    def forward(self, voxels: Tensor, noise: Tensor) -> Variational:  # type: ignore[override]
         """Voxels (B, 1, D, H, W) and standard normal noise (B, latent), which evaluation mode does without."""
         # exponentials of what half precision rounds would not be those of the posterior that the divergence is of
         mean, log_variance = (value.float() for value in self.encode_forward(voxels))
