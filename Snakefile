@@ -10,12 +10,14 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/pretrain.smk"
 include: "workflow/rules/sweep.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/finetune.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/notebooks.smk"
 
 
 wildcard_constraints:
     run="[a-z0-9_]+-s[0-9]+-[0-9a-f]{12}",
+    tuning="[a-z0-9_]+-s[0-9]+-[0-9a-f]{12}/[a-z_]+",
     shard="[A-Za-z0-9_-]+/[0-9]+",
     view="@[0-9.ex+-]+",
     notebook="[a-z_]+",

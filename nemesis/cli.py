@@ -260,6 +260,14 @@ def evaluate(spec: Spec, device: Device = "auto") -> None:
 
 
 @app.command()
+def finetune(spec: Spec, device: Device = "auto") -> None:
+    """Fine-tune one run's network in one arm, or go on where it was interrupted, and judge it."""
+    from nemesis.evaluation.finetune import finetune as run
+
+    run(read_spec(spec), device)
+
+
+@app.command()
 def cost(
     count: Annotated[bool, typer.Option("--count", help="Run PyTorch's and fvcore's counters beside the formula")] = False,
 ) -> None:

@@ -7,16 +7,17 @@ else is replaced. Unknown keys are refused. Nothing here imports torch: the work
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from nemesis.datasets import CardDataset, DicomTree, Entry, NnunetFolder, PhantomCohort, ScanFiles
 from nemesis.errors import Fault, NemesisError, did_you_mean
-from nemesis.section import Positive, Section
+from nemesis.finetuning import Finetuning
+from nemesis.section import Different, Positive, Section
 from nemesis.section import key as key
 
 SHARED_FOLDERS = ("data", "mlartifacts", "pools", "runs")  # of results/
@@ -24,18 +25,8 @@ PROBE_ORGANS = ["aorta", "gallbladder", "spleen", "left kidney", "right kidney",
 MIN_EVALUATION_PATIENTS = 3  # with fewer, no fold leaves two patients to train on
 MIN_PATIENTS_FOR_SELECTION = 5  # training patients; with fewer there is no inner validation
 
-H = TypeVar("H", bound=Hashable)
-
-
-def _different(values: list[H]) -> list[H]:
-    if twice := [value for place, value in enumerate(values) if value in values[:place]]:
-        raise ValueError(f"{twice[0]!r} stands twice")
-    return values
-
-
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Different = AfterValidator(_different)
 Sampling = Literal["scan", "dataset", "size"]
 
 
@@ -304,6 +295,7 @@ class Config(Section):
     )
     probe: Probe = key(Probe(), "How frozen encoders are judged")
     reconstruction: Reconstruction = key(Reconstruction(), "How reconstructions are judged and drawn")
+    finetune: Finetuning | None = key(None, "How encoders are fine-tuned on labels; null leaves it out")
     sweep: Sweep | None = key(None, "Embedding width × mask ratio; null leaves it out")
     ablations: Ablations | None = key(None, "Variants of one method; null leaves them out")
     device: Literal["auto", "cpu", "cuda"] = key("auto", "Where networks run; auto takes a GPU where there is one")
@@ -338,6 +330,12 @@ class Config(Section):
     def _cells_can_be_probed(self) -> Config:
         if (self.sweep or self.ablations) and "linear" not in self.probe.protocols:
             raise ValueError("sweep and ablations are compared by the linear probe: probe.protocols must name it")
+        return self
+
+    @model_validator(mode="after")
+    def _held_out_folds_are_folds(self) -> Config:
+        if self.finetune and (self.finetune.folds_held_out or 1) > self.probe.folds:
+            raise ValueError(f"finetune.folds_held_out must be at most the {self.probe.folds} of probe.folds")
         return self
 
     @model_validator(mode="after")
@@ -445,7 +443,7 @@ def fault_of(where: str, error: Mapping[str, Any]) -> Fault:
 
 SECTIONS: tuple[type[Section], ...] = (
     Config, PhantomCohort, ScanFiles, NnunetFolder, DicomTree, CardDataset, Preparation, Pools, MethodEntry, Pretraining,
-    Augmentation, Probe, Reconstruction, Sweep, Search, Ablations, Variant,
+    Augmentation, Probe, Reconstruction, Finetuning, Sweep, Search, Ablations, Variant,
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from nemesis.evaluation.cost import VOLUME, MethodCost, method_cost, superpatches
 from nemesis.files import canonical_json
-from nemesis.method import create
+from nemesis.method import create, find
 from nemesis.models.architecture import Size
 from nemesis.runs import search_run
 
@@ -69,6 +69,23 @@ def evaluation(spec: Mapping[str, Any], volumes: Sequence[Size]) -> Estimate:
         macs += pretext + (cost.encode + pretext if spec["reconstruction"]["unmasked"] else 0)
         kept = math.prod(volumes[0]) * BYTES_PER_RECONSTRUCTED_VOXEL
     return Estimate(FLOP_PER_MAC * macs * n, (n * cost.features * BYTES_PER_NUMBER + kept) / MIB)
+
+
+def finetuning(spec: Mapping[str, Any]) -> Estimate:
+    """A job of fine-tuning (:meth:`nemesis.experiment.Experiment.finetune_spec`): every training of the search, for organ
+    presence and, of a method that segments, for segmentation, whose forward pass is taken as the pretext's. Looks at the
+    validation, and the windows of a voxel size of the method's own, are not in it."""
+    identity, recipe, cost = spec["identity"], spec["finetune"], _cost(spec["identity"])
+    draws = sum(1 if fraction == 1 else recipe["draws"] for fraction in recipe["label_fractions"])
+    trainings = (recipe["folds_held_out"] or spec["folds"]) * draws * len(recipe["learning_rates"])
+    own, more = identity["pretraining"], 0
+    if own and spec["arm"] == "scratch_matched":
+        more = (cost.pretext or 0) * own["steps"] * own["batch_size"]
+    forward = [cost.encode] if "presence" in recipe["tasks"] else []
+    if "segmentation" in recipe["tasks"] and find(identity["method"]).card.segments:
+        forward.append(cost.pretext or cost.encode)
+    macs = sum(each * recipe["steps"] * recipe["batch_size"] + more for each in forward)
+    return Estimate(FLOP_PER_MAC * PASSES_PER_STEP * macs * trainings, STATE * cost.parameters * BYTES_PER_NUMBER / MIB)
 
 
 def search(spec: Mapping[str, Any], volumes: Sequence[Size]) -> Estimate:

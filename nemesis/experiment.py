@@ -23,6 +23,7 @@ from typing import Any, TypeGuard
 
 import nemesis.data
 import nemesis.evaluation
+import nemesis.finetuning
 import nemesis.report
 import nemesis.sweep
 from nemesis.config import (
@@ -43,11 +44,15 @@ from nemesis.data.views import Spacing, view_name
 from nemesis.datasets import CardDataset, Dataset, Entry, FolderDataset, PhantomCohort
 from nemesis.errors import Fault, NemesisError, did_you_mean
 from nemesis.files import digest, file_sha256, write_text, write_text_if_changed
+from nemesis.finetuning import Arm
 from nemesis.method import Method, find
 from nemesis.runs import Material, Run, is_searched, plan_runs, search_template
 
 # keys that no number depends on
 RESOURCES = ("device", "ingest_shard", "loader_workers", "quality_every", "state_every", "data_root")
+
+
+STAGES = (nemesis.data, nemesis.models, nemesis.training, nemesis.evaluation, nemesis.finetuning, nemesis.report)
 
 
 @dataclass(frozen=True)
@@ -169,6 +174,49 @@ class Experiment:
             "checkpoint": str(self.run_folder(run_id) / "checkpoint.safetensors"),
             "out": str(self.evaluation_folder(run_id)),
             "features": str(self.run_folder(run_id) / "features"),
+        }
+
+    @cached_property
+    def tunings(self) -> dict[str, tuple[Run, Arm]]:
+        """The jobs of fine-tuning, by name (<run>/<arm>): the methods' first seeds, with the controls of what was trained."""
+        recipe = self.config.finetune
+        if recipe is None:
+            return {}
+        found: dict[str, tuple[Run, Arm]] = {}
+        seeds: Counter[str] = Counter()
+        for run in self.runs:
+            if run.part != "methods" or (recipe.seeds is not None and seeds[run.label] == recipe.seeds):
+                continue
+            seeds[run.label] += 1
+            arms: list[Arm] = ["pretrained", *(recipe.controls if run.trains else ())]
+            found |= {f"{run.id}/{arm}": (run, arm) for arm in arms}
+        return found
+
+    def finetune_folder(self, tuning: str) -> Path:
+        """Where the rows and predictions of a job of fine-tuning lie."""
+        return self.folder / "finetune" / tuning
+
+    def finetune_spec(self, tuning: str) -> dict[str, Any]:
+        """What `nemesis finetune` needs to know of a run and arm, and nothing else."""
+        (run, arm), recipe, probe = self.tunings[tuning], self.config.finetune, self.config.probe
+        assert recipe is not None
+        return {
+            "run": run.id,
+            "arm": arm,
+            "identity": run.identity,
+            **({"checkpoint": str(self.run_folder(run.id) / "checkpoint.safetensors")} if arm == "pretrained" else {}),
+            "pool": str(self.evaluation_pool),
+            "index": str(self.index),
+            **({"view": str(self.view_index(run.spacing))} if run.spacing else {}),
+            "organs": self.config.organs,
+            "label_numbers": {dataset.config.name: dataset.label_numbers for dataset in self.datasets},
+            "preparation": self.config.preparation.model_dump(mode="json"),
+            "finetune": recipe.model_dump(mode="json", exclude={"seeds", "controls"}),
+            "folds": probe.folds,
+            "split_seed": probe.split_seed,
+            "positive_voxels": probe.positive_voxels,
+            "out": str(self.finetune_folder(tuning)),
+            "version": nemesis.finetuning.VERSION,
         }
 
     def _judging(self, run: Run) -> dict[str, Any]:
@@ -317,10 +365,7 @@ class Experiment:
             "experiment": self.config.experiment,
             "config": shown,
             "config_hash": digest(shown),
-            "versions": {
-                stage.__name__.removeprefix("nemesis."): stage.VERSION
-                for stage in (nemesis.data, nemesis.models, nemesis.training, nemesis.evaluation, nemesis.report)
-            },
+            "versions": {stage.__name__.removeprefix("nemesis."): stage.VERSION for stage in STAGES},
             "datasets": sorted({case.dataset for case in self.evaluation}),
             "data": self._data(),
             "pools": {"pretraining": str(self.pretraining_pool), "evaluation": str(self.evaluation_pool)},
@@ -339,12 +384,18 @@ class Experiment:
                     "trained_on": _trained_on(run),
                     "learns_labels": run.trains and find(run.method).card.uses_labels,
                     "evaluation": str(self.evaluation_folder(run.id)),
+                    "finetune": self._tuned(run),
                     "folder": str(self.run_folder(run.id)),
                 }
                 for run in self.runs
             ],
             **({"search": str(self.search_folder)} if self.config.search else {}),
         }
+
+    def _tuned(self, run: Run) -> dict[str, str]:
+        """Arm → folder of what is fine-tuned of a run, for the part that asks for it."""
+        of_run = {arm: name for name, (other, arm) in self.tunings.items() if run.part == "methods" and other.id == run.id}
+        return {arm: str(self.finetune_folder(name)) for arm, name in of_run.items()}
 
     def _data(self) -> list[dict[str, Any]]:
         """Patients, scans and kinds of labels of every dataset in either pool."""

@@ -28,7 +28,7 @@ from nemesis.files import digest, write_text
 from nemesis.models.architecture import Size
 
 TIMINGS = Path(__file__).with_name("timings.json")
-RUN_RULES = ("pretrain_method", "evaluate_encoder")  # a job per run, one after the other
+RUN_RULES = ("pretrain_method", "evaluate_encoder", "finetune_encoder")  # jobs of a run; all wait for the first
 NOT_RECORDED = "not recorded"
 # what they take depends on the configuration; the rest is fixed
 OWN_KEYS = ("ingest_scans", "resample_scans", *RUN_RULES, "search_sweep")
@@ -138,6 +138,15 @@ def record(paths: list[Path], overrides: Mapping[str, Any]) -> None:
                 "memory_mib": round(measured["max_rss"]),
                 "disk_mib": round(_size_mib(experiment.evaluation_folder(run.id)) + _size_mib(features), 3),
             }
+    for tuning in experiment.tunings:
+        measured, spec = _benchmark(experiment, "finetune_encoder", tuning), experiment.finetune_spec(tuning)
+        if measured:
+            timings["finetune_encoder"][_finetune_key(spec)] = {
+                "what": f"{spec['identity']['method']} at {spec['identity']['superpatch']}³, {spec['arm']}, in all",
+                "seconds": round(measured["s"], 2),
+                "memory_mib": round(measured["max_rss"]),
+                "disk_mib": round(_size_mib(experiment.finetune_folder(tuning)), 3),
+            }
     benchmarks = experiment.folder / "benchmarks"
     for path in sorted(benchmarks.rglob("*.tsv")):
         rule, *wildcard = path.relative_to(benchmarks).with_suffix("").parts
@@ -157,16 +166,18 @@ def sum_line(jobs: list[Job], cores: int, tflops: float) -> str:
 
 
 def wall_seconds(jobs: list[Job], cores: int) -> float:
-    """How long the recorded jobs take on so many cores: ingestion, then each run's training and evaluation as cores fall free,
-    then the report, one after another."""
+    """How long the recorded jobs take on so many cores: ingestion, then each run's training and what follows from it as cores
+    fall free, then the report, one after another."""
     alone = sum(job.cost.seconds or 0.0 for job in jobs if job.rule not in RUN_RULES)
     free: list[float] = [0.0] * cores
     ready: dict[str, float] = {}
     chained = [job for job in jobs if job.rule in RUN_RULES]
     for job in sorted(chained, key=lambda job: (RUN_RULES.index(job.rule), -(job.cost.seconds or 0.0))):
         taken = [heapq.heappop(free) for _ in range(min(job.threads, cores))]
-        end = max([ready.get(job.wildcard, 0.0), *taken]) + (job.cost.seconds or 0.0)
-        ready[job.wildcard] = end
+        run = job.wildcard.partition("/")[0]  # fine-tuning: <run>/<arm>
+        end = max([ready.get(run, 0.0), *taken]) + (job.cost.seconds or 0.0)
+        if job.rule == RUN_RULES[0]:
+            ready[run] = end
         for _ in taken:
             heapq.heappush(free, end)
     return alone + max(free)
@@ -190,6 +201,10 @@ def job_of(experiment: Experiment, rule: str, wildcard: str, timings: Mapping[st
         spec, scans = experiment.evaluate_spec(wildcard), len(experiment.evaluation)
         entry, threads = timings[rule].get(_evaluate_key(experiment, wildcard)), spec["probe"]["threads"]
         cost = _recorded(entry, scans) if entry else _estimated(estimate.evaluation(spec, _volumes(experiment, timings)))
+    elif rule == "finetune_encoder":
+        spec = experiment.finetune_spec(wildcard)
+        entry, threads = timings[rule].get(_finetune_key(spec)), spec["finetune"]["threads"]
+        cost = _recorded(entry) if entry else _estimated(estimate.finetuning(spec))
     elif rule == "search_sweep":
         cost = _estimated(estimate.search(experiment.search_spec(), _volumes(experiment, timings)))
     else:
@@ -240,6 +255,16 @@ def _evaluate_key(experiment: Experiment, run_id: str) -> str:
     return digest([identity["method"], identity["settings"], identity["superpatch"], cost, scans])
 
 
+def _finetune_key(spec: Mapping[str, Any]) -> str:
+    """What a job of fine-tuning costs depends on; of the control at matched compute the pretraining's length, too."""
+    identity, recipe = spec["identity"], spec["finetune"]
+    free = ("weight_decay", "clip_norm", "warmup_fraction", "fixed_learning_rate", "centred")
+    cost = {name: value for name, value in recipe.items() if name not in free} | {"learning_rates": len(recipe["learning_rates"])}
+    pretraining = {name: (identity["pretraining"] or {}).get(name) for name in ("steps", "batch_size")}
+    run = [identity[name] for name in ("method", "settings", "superpatch")]
+    return digest([run, spec["arm"], pretraining if spec["arm"] == "scratch_matched" else None, cost, spec["folds"]])
+
+
 def _pending(paths: list[Path], overrides: Mapping[str, Any], cores: int) -> list[tuple[str, str]]:
     """(rule, dataset, run or whatever it is made for) of every job that Snakemake would run."""
     command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", str(cores), "--configfile", *map(str, paths)]
@@ -273,7 +298,7 @@ def _benchmark(experiment: Experiment, rule: str, wildcard: str) -> dict[str, fl
 
 
 def _read_timings() -> dict[str, Any]:
-    empty: dict[str, Any] = {"ingest_scans": {}, "pretrain_method": {}, "evaluate_encoder": {}, "fixed": {}}
+    empty: dict[str, Any] = {rule: {} for rule in ("ingest_scans", *RUN_RULES, "fixed")}
     return {**empty, **json.loads(TIMINGS.read_text(encoding="utf-8"))} if TIMINGS.exists() else empty
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import Annotated, Any
+from collections.abc import Hashable
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+H = TypeVar("H", bound=Hashable)
 
 
 def key(default: Any, description: str, unit: str = "–", **constraints: Any) -> Any:
@@ -17,6 +20,13 @@ def key(default: Any, description: str, unit: str = "–", **constraints: Any) -
     return Field(description=description, json_schema_extra={"unit": unit}, **constraints)
 
 
+def _different(values: list[H]) -> list[H]:
+    if twice := [value for place, value in enumerate(values) if value in values[:place]]:
+        raise ValueError(f"{twice[0]!r} stands twice")
+    return values
+
+
+Different = AfterValidator(_different)
 Positive = Annotated[float, Field(gt=0)]
 
 

@@ -18,9 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
+from nemesis.evaluation.finetune import SEGMENTATIONS
 from nemesis.evaluation.reconstruction import RECONSTRUCTIONS
 from nemesis.evaluation.rows import write_rows
 from nemesis.evaluation.statistics import METRICS, cell_score, cells
+from nemesis.finetuning import ARMS, Arm, protocol_of
 
 ORGANS = ("liver", "spleen", "left kidney", "gallbladder")
 FRACTIONS = (0.25, 1.0)
@@ -96,6 +98,8 @@ def make_experiment(root: Path, datasets: tuple[str, ...] = ("phantom",)) -> dic
     pretraining = {"steps": 40, "batch_size": 4}
     config = {"experiment": "small", "organs": list(ORGANS), "superpatch": 16, "pretraining": pretraining}
     config["datasets"] = [{"reader": "phantom", "name": name} for name in datasets]
+    config["probe"] = {"folds": FOLDS}
+    config["finetune"] = {"batch_size": 4, "learning_rates": [1e-4, 1e-3], "checks": 2, "fixed_learning_rate": 3e-4}
     write_audit(root / "audit.json", [])
     return {
         "experiment": "small",
@@ -126,11 +130,15 @@ def _run(
     root: Path, entry: dict[str, Any], settings: dict[str, Any], edge: int, skill: float, datasets: tuple[str, ...]
 ) -> dict[str, Any]:
     run, method, seed = entry["run"], entry["method"], entry["seed"]
-    entry |= {"trained_on": None, "learns_labels": False}
+    entry |= {"trained_on": None, "learns_labels": False, "finetune": {}}
     entry |= {"evaluation": str(root / "evaluation" / run), "folder": str(root / "runs" / run)}
     whole = entry["part"] == "methods"
     _run_folder(Path(entry["folder"]), method, seed, settings, edge, 40 if whole else 20)
     _evaluation_folder(Path(entry["evaluation"]), run, method, seed, settings, skill, datasets, whole)
+    if whole and seed == 0:  # one seed alone is fine-tuned
+        for arm in ARMS if method != "random_vit" else ("pretrained",):
+            entry["finetune"][arm] = str(root / "finetune" / run / arm)
+            _finetune_folder(root / "finetune" / run / arm, run, method, arm, skill, datasets)
     return entry
 
 
@@ -231,6 +239,54 @@ def _evaluation_folder(
     pq.write_table(each, folder / "reconstructions.parquet")
     write_rows(folder / "rows.parquet", [{"run": run} | row for row in rows])
     (folder / "timing.json").write_text(json.dumps({"seconds": 3.25, "device": "cpu"}))
+
+
+def _finetune_folder(folder: Path, run: str, method: str, arm: Arm, skill: float, datasets: tuple[str, ...]) -> None:
+    """What fine-tuning left: three folds of five, and a segmentation by the method that is not the reference."""
+    folder.mkdir(parents=True)
+    skill *= {"pretrained": 1.3, "scratch": 0.8, "scratch_matched": 1.0}[arm]
+    truth_rng, noise = np.random.default_rng(7), np.random.default_rng([17, len(method), len(arm)])
+    total = PATIENTS * PER_PATIENT
+    truth = truth_rng.random((total, len(ORGANS))) < (0.5, 0.3, 0.25, 0.0)
+    easy = truth_rng.random(total) < 0.25
+    truth[easy] = False
+    patient = np.arange(total) // PER_PATIENT
+    names = np.array([f"{datasets[n % len(datasets)]}/s{n:02}" for n in range(PATIENTS)])
+    tested = np.flatnonzero(patient % FOLDS < 3)
+    protocol, segments = protocol_of("presence", arm), protocol_of("segmentation", arm)
+    parts = []
+    for o, organ in enumerate(ORGANS):
+        score = np.round(1 / (1 + np.exp(-(skill * (truth[tested, o] * 2 - 1) + noise.normal(size=len(tested))))), 4)
+        part = {"protocol": protocol, "label_fraction": 1.0, "draw": 0, "fold": patient[tested] % FOLDS, "organ": organ}
+        part |= {"superpatch": tested, "patient": names[patient[tested]], "truth": truth[tested, o], "score": score}
+        parts.append(pd.DataFrame(part | {"threshold": 0.4, "easy": easy[tested]}))
+    predictions = pd.concat(parts, ignore_index=True)
+    rows = _score_rows(predictions)
+    steps = 80 if arm == "scratch_matched" else 60
+    tasks = [protocol] + [segments] * (method == "ae")
+    costs = {"steps": steps, "trials": 2, "voxels": 1e6 * steps, "flop": 2e9 * steps * skill}
+    for task in tasks:
+        rows += [{"protocol": task, "metric": f"downstream_{name}", "value": float(value)} for name, value in costs.items()]
+        pretraining = 4e10 if arm == "pretrained" and method != "random_vit" else 0.0
+        rows.append({"protocol": task, "metric": "pretraining_flop", "unit": "FLOP", "value": pretraining})
+        for fold in range(3):
+            place = {"protocol": task, "label_fraction": 1.0, "draw": 0, "fold": fold, "selection": "inner validation"}
+            rows.append(place | {"metric": "learning_rate", "value": 1e-3, "step": 40})
+    lines = []
+    if method == "ae":
+        for n in range(PATIENTS):
+            for o, organ in enumerate(ORGANS[:3]):
+                value = round(0.5 + 0.1 * skill - 0.05 * o + 0.02 * float(noise.normal()), 6)
+                line = {"dataset": datasets[0], "protocol": segments, "selection": "inner validation", "label_fraction": 1.0}
+                line |= {"draw": 0, "fold": n % FOLDS, "organ": organ, "patient": str(names[n]), "case": f"c{n}"}
+                if n % FOLDS < 3:
+                    lines.append(line | {"metric": "dice", "value": value})
+    like = pq.read_schema(folder.parents[2] / "evaluation" / run / "predictions.parquet")
+    table = pa.Table.from_pandas(predictions, preserve_index=False).select(like.names).cast(like)
+    pq.write_table(table, folder / "predictions.parquet")
+    pq.write_table(pa.Table.from_pylist(lines, schema=SEGMENTATIONS), folder / "segmentations.parquet")
+    write_rows(folder / "rows.parquet", [{"run": run} | row for row in rows])
+    (folder / "timing.json").write_text(json.dumps({"seconds": 9.5, "device": "cpu"}))
 
 
 def _score_rows(predictions: pd.DataFrame) -> list[dict[str, Any]]:

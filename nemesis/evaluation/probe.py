@@ -20,10 +20,8 @@ are counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -32,84 +30,37 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
-from scipy.stats import rankdata
 from threadpoolctl import threadpool_limits
 
-from nemesis.config import MIN_EVALUATION_PATIENTS, MIN_PATIENTS_FOR_SELECTION, Probe
-from nemesis.data.pools import folds, label_subsets
-from nemesis.errors import Fault, NemesisError
+from nemesis.config import Probe
+from nemesis.evaluation.problems import (
+    CHANCE,
+    INNER_FOLDS,
+    PREDICTIONS,
+    Answer,
+    Bools,
+    Data,
+    Floats,
+    Problem,
+    auroc,
+    belongs,
+    best_threshold,
+    both_classes,
+    data_of,
+    inner_folds,
+    predictions_of,
+    prevalence,
+    problems,
+    rows_of,
+    training_rows,
+)
 from nemesis.evaluation.progress import progress
-from nemesis.evaluation.statistics import METRICS, Cell, EasyNegatives, cell_score, cells
 
-INNER_FOLDS = 5
+__all__ = ["PREDICTIONS", "best_threshold", "fit_logistic", "probe", "standardise"]
+
 KNN_TEMPERATURE = 0.07
-CHANCE = 0.5
 
 Protocol = Literal["linear", "knn"]
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-
-PREDICTIONS = pa.schema(
-    [
-        ("protocol", pa.dictionary(pa.int8(), pa.string())),
-        ("label_fraction", pa.float64()),
-        ("draw", pa.int16()),
-        ("fold", pa.int16()),
-        ("organ", pa.dictionary(pa.int8(), pa.string())),
-        ("superpatch", pa.int32()),  # row of the superpatch table
-        ("patient", pa.dictionary(pa.int32(), pa.string())),  # dataset/patient
-        ("truth", pa.bool_()),
-        ("score", pa.float32()),
-        ("threshold", pa.float32()),  # a tuned call is positive above it
-        ("easy", pa.bool_()),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One (fold, label fraction, draw): who is trained on and who is tested."""
-
-    fraction: float
-    draw: int
-    fold: int
-    train: frozenset[str]
-    test: frozenset[str]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Scores of all test superpatches (n, organs) in [0, 1] with what was chosen for each organ."""
-
-    score: NDArray[np.float32]
-    threshold: NDArray[np.float32]  # (organs,)
-    selected: Bools  # (organs,): hyper-parameters come from inner validation
-    tuned: Bools  # (organs,): so does the threshold
-    chance: Bools  # (organs,): the training subset lacks a class
-    regularisation: Floats  # (organs,): C; NaN where there is none
-    validation: Floats  # (organs,): AUROC in inner validation at that C; NaN where there is none
-
-
-@dataclass(frozen=True)
-class _Data:
-    """The superpatch table as arrays."""
-
-    features: NDArray[np.float32]  # (N, F)
-    truth: Bools  # (N, organs)
-    known: Bools  # (N, organs)
-    easy: Bools  # (N,)
-    patient: NDArray[np.object_]  # (N,)
-
-
-def check_patients(patients: int) -> None:
-    """The check of what planning cannot know: in how many patients the probed organs turned out to be drawn.
-
-    Raises:
-        NemesisError: fewer patients than a probe needs.
-    """
-    if patients < MIN_EVALUATION_PATIENTS:
-        what = f"the probe needs {MIN_EVALUATION_PATIENTS} evaluation patients with labels of its organs, there are {patients}"
-        raise NemesisError(Fault("pools.evaluation", what, "Add labelled patients to the evaluation pool"))
 
 
 def probe(
@@ -134,47 +85,30 @@ def probe(
     Raises:
         NemesisError: fewer than 3 patients with labels of these organs.
     """
-    names = (table["dataset"].astype(str) + "/" + table["patient"].astype(str)).to_numpy(object)
-    labels = table[list(organs)].to_numpy()
-    data = _Data(features, labels == 1, labels >= 0, table["easy"].to_numpy(bool), names)
-    problems = _problems(sorted(set(names[data.known.any(1)])), settings)
-    tables, details = [], {}
+    data = data_of(table, organs)
+    asked = problems(data, settings.folds, settings.split_seed, settings.label_fractions, settings.draws)
+    tables: list[pa.Table] = []
+    details: dict[tuple[str, Problem], Answer] = {}
     # one BLAS thread each, so that neither the number of workers nor of cores changes a sum
     with threadpool_limits(1), ThreadPoolExecutor(settings.threads) as workers:
-        answers = workers.map(lambda problem: _answer(data, problem, settings), problems)
-        for number, (problem, found) in enumerate(zip(problems, answers, strict=True), 1):
+        answers = workers.map(lambda problem: _answer(features, data, problem, settings), asked)
+        for number, (problem, found) in enumerate(zip(asked, answers, strict=True), 1):
             for protocol, answer in found.items():
-                tables.append(_predictions(data, organs, problem, protocol, answer))
+                tables.append(predictions_of(data, organs, problem, protocol, answer))
                 details[protocol, problem] = answer
-            progress("probe", number, len(problems))
+            progress("probe", number, len(asked))
     predictions = pa.concat_tables(tables, promote_options="default").unify_dictionaries().combine_chunks()
     dataset = "+".join(sorted(table["dataset"].astype(str).unique()))
-    rows = _rows(predictions, data, organs, settings, problems, details)
+    rows = [*prevalence(data, organs), *(row for problem in asked for row in training_rows(data, problem))]
+    rows += rows_of(predictions, data, organs, details)
     return predictions, [{"dataset": dataset} | row for row in rows]
 
 
-def _problems(patients: list[str], settings: Probe) -> list[Problem]:
-    check_patients(len(patients))
-    found = []
-    k = min(settings.folds, len(patients))
-    if k < settings.folds:
-        print(f"probe: {k} folds, not {settings.folds}, as only {len(patients)} patients have labels of its organs", flush=True)
-    tests = folds(patients, k, settings.split_seed)
-    for fold, test in enumerate(tests):
-        train = [patient for patient in patients if patient not in set(test)]
-        for draw in range(settings.draws):
-            subsets = label_subsets(train, settings.label_fractions, draw, settings.split_seed)
-            for fraction in sorted(set(settings.label_fractions)):
-                if fraction < 1 or draw == 0:  # every draw of all patients is the same
-                    found.append(Problem(fraction, draw, fold, frozenset(subsets[fraction]), frozenset(test)))
-    return sorted(found, key=lambda p: (p.fraction, p.draw, p.fold))
-
-
-def _answer(data: _Data, problem: Problem, settings: Probe) -> dict[Protocol, Answer]:
-    train = np.flatnonzero(_belongs(data.patient, problem.train) & ~data.easy)
-    test = np.flatnonzero(_belongs(data.patient, problem.test))
-    x, x_test = standardise(data.features[train], data.features[test])
-    inner = _inner_folds(data.patient[train], problem.train, settings.split_seed)
+def _answer(features: NDArray[np.float32], data: Data, problem: Problem, settings: Probe) -> dict[Protocol, Answer]:
+    train = np.flatnonzero(belongs(data.patient, problem.train) & ~data.easy)
+    test = np.flatnonzero(belongs(data.patient, problem.test))
+    x, x_test = standardise(features[train], features[test])
+    inner = _inner_fold(data.patient[train], problem.train, settings.split_seed)
     solvers = {"linear": _linear, "knn": _neighbours}
     return {
         protocol: solvers[protocol](x, data.truth[train], data.known[train], inner, x_test, settings)
@@ -192,19 +126,18 @@ def standardise(train: NDArray[np.float32], test: NDArray[np.float32]) -> tuple[
     return (train - mean) * scale, (test - mean) * scale
 
 
-def _inner_folds(patient: NDArray[np.object_], train: frozenset[str], seed: int) -> NDArray[np.intp] | None:
+def _inner_fold(patient: NDArray[np.object_], train: frozenset[str], seed: int) -> NDArray[np.intp] | None:
     """(n,): the inner fold that validates each training row; None where there are too few patients to choose."""
-    if len(train) < MIN_PATIENTS_FOR_SELECTION:
-        return None
+    held_out = inner_folds(train, seed)
     fold = np.zeros(len(patient), np.intp)
-    for number, held_out in enumerate(folds(sorted(train), INNER_FOLDS, seed)):
-        fold[_belongs(patient, frozenset(held_out))] = number
-    return fold
+    for number, group in enumerate(held_out):
+        fold[belongs(patient, group)] = number
+    return fold if held_out else None
 
 
 def _linear(x: Floats, truth: Bools, known: Bools, inner: NDArray[np.intp] | None, x_test: Floats, settings: Probe) -> Answer:
     n, organs = truth.shape
-    learnable = _both_classes(truth, known)
+    learnable = both_classes(truth, known)
     basis, z = _principal(x)
     fixed = settings.fixed_regularisation
     chosen = np.full(organs, fixed)
@@ -212,7 +145,7 @@ def _linear(x: Floats, truth: Bools, known: Bools, inner: NDArray[np.intp] | Non
     if inner is not None:
         values = np.array(sorted(set(settings.regularisation)))
         trained_on = [known & (inner != fold)[:, None] for fold in range(INNER_FOLDS)]
-        usable = np.stack([_both_classes(truth, rows) for rows in trained_on])  # (inner folds, organs)
+        usable = np.stack([both_classes(truth, rows) for rows in trained_on])  # (inner folds, organs)
         # every (inner fold, organ) is one column of a joint problem; each C starts where the stronger one ended
         shape = (n, INNER_FOLDS, organs)
         weight = (np.stack(trained_on, 1) & usable).reshape(n, -1)
@@ -303,7 +236,7 @@ def fit_logistic(z: Floats, truth: Bools, weight: Bools, c: Floats, tolerance: f
 
 def _neighbours(x: Floats, truth: Bools, known: Bools, inner: NDArray[np.intp] | None, x_test: Floats, settings: Probe) -> Answer:
     organs = truth.shape[1]
-    learnable = _both_classes(truth, known)
+    learnable = both_classes(truth, known)
     x, x_test = _unit(x), _unit(x_test)
     threshold, tuned = np.full(organs, CHANCE, np.float32), np.zeros(organs, bool)
     if inner is not None:
@@ -312,7 +245,7 @@ def _neighbours(x: Floats, truth: Bools, known: Bools, inner: NDArray[np.intp] |
         for fold in range(INNER_FOLDS):
             here = inner == fold
             validation[here] = _vote(x[here] @ x[~here].T, truth[~here], known[~here], settings.neighbours)
-            usable[here] = known[here] & _both_classes(truth[~here], known[~here])
+            usable[here] = known[here] & both_classes(truth[~here], known[~here])
         tuned = usable.any(0) & learnable
         for organ in np.flatnonzero(tuned):
             rows = usable[:, organ]
@@ -340,116 +273,5 @@ def _vote(similarity: Floats, truth: Bools, known: Bools, k: int) -> NDArray[np.
     return score
 
 
-def best_threshold(truth: Bools, score: NDArray[np.float32]) -> float:
-    """The threshold with the highest F1 when a score above it is called positive; the highest such threshold."""
-    order = np.argsort(-score, kind="stable")
-    ranked, hits = score[order], np.cumsum(truth[order])
-    last = np.append(ranked[1:] < ranked[:-1], True)  # a cut goes between scores, not through a tie
-    f1 = np.where(last, 2 * hits / (np.arange(1, len(score) + 1) + truth.sum()), -1.0)
-    cut = int(f1.argmax())
-    upper, lower = ranked[cut], ranked[cut + 1] if cut + 1 < len(ranked) else np.float32(0.0)
-    middle = np.float32((upper + lower) / 2)
-    return float(middle if lower <= middle < upper else np.nextafter(upper, np.float32(-1)))
-
-
-def auroc(truth: Bools, score: Floats) -> float:
-    """Area under the ROC curve (Mann–Whitney), ties one half; NaN where a class lacks."""
-    positives, negatives = int(truth.sum()), int((~truth).sum())
-    if not positives or not negatives:
-        return float("nan")
-    wins = rankdata(score)[truth].sum() - positives * (positives + 1) / 2
-    return float(wins / (positives * negatives))
-
-
-def _both_classes(truth: Bools, known: Bools) -> Bools:
-    """(organs,): the known rows hold both classes."""
-    return np.logical_and((truth & known).any(0), (~truth & known).any(0))
-
-
-def _belongs(patient: NDArray[np.object_], group: frozenset[str]) -> Bools:
-    return np.fromiter((name in group for name in patient), bool, len(patient))
-
-
 def _unit(x: Floats) -> Floats:
     return np.asarray(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))
-
-
-def _predictions(data: _Data, organs: Sequence[str], problem: Problem, protocol: Protocol, answer: Answer) -> pa.Table:
-    test = np.flatnonzero(_belongs(data.patient, problem.test))
-    organ, row = np.nonzero(data.known[test].T)
-    superpatch, n = test[row], len(row)
-
-    def constant(name: str, value: float | int | str) -> pa.Array:
-        return pa.array([value] * n, PREDICTIONS.field(name).type)
-
-    columns = {
-        "protocol": constant("protocol", protocol),
-        "label_fraction": constant("label_fraction", problem.fraction),
-        "draw": constant("draw", problem.draw),
-        "fold": constant("fold", problem.fold),
-        "organ": pa.DictionaryArray.from_arrays(pa.array(organ, pa.int8()), list(organs)),
-        "superpatch": superpatch,
-        "patient": pa.array(data.patient[superpatch], pa.string()).dictionary_encode(),
-        "truth": data.truth[superpatch, organ],
-        "score": answer.score[row, organ],
-        "threshold": answer.threshold[organ],
-        "easy": data.easy[superpatch],
-    }
-    return pa.table(columns, schema=PREDICTIONS)
-
-
-def _rows(
-    predictions: pa.Table,
-    data: _Data,
-    organs: Sequence[str],
-    settings: Probe,
-    problems: list[Problem],
-    answers: Mapping[tuple[Protocol, Problem], Answer],
-) -> list[dict[str, Any]]:
-    rows = list(_prevalence(data, organs))
-    used_by = {problem: _belongs(data.patient, problem.train) & ~data.easy for problem in problems}
-    for problem, used in used_by.items():
-        place = {"label_fraction": problem.fraction, "draw": problem.draw, "fold": problem.fold}
-        rows.append(place | {"metric": "training_patients", "unit": "patients", "value": len(problem.train)})
-        rows.append(place | {"metric": "training_superpatches", "unit": "superpatches", "value": int(used.sum())})
-    for (protocol, problem), answer in answers.items():
-        place = {"label_fraction": problem.fraction, "draw": problem.draw, "fold": problem.fold}
-        for number in np.flatnonzero(np.isfinite(answer.validation)).tolist():
-            told = {"protocol": protocol, "selection": "inner validation", "metric": "validation_auroc"}
-            drawn = used_by[problem] & data.known[:, number]
-            sizes = {"n_patients": len(set(data.patient[drawn])), "n_superpatches": int(drawn.sum())}
-            rows.append(place | told | sizes | {"organ": organs[number], "value": float(answer.validation[number])})
-    at = {(protocol, p.fraction, p.draw, p.fold): answer for (protocol, p), answer in answers.items()}
-    frame = predictions.to_pandas()
-    both: tuple[EasyNegatives, ...] = ("out", "in")
-    for protocol, fraction, easy in product(settings.protocols, sorted(set(settings.label_fractions)), both):
-        common = {"protocol": protocol, "label_fraction": fraction, "easy_negatives": easy}
-        chance = 0
-        for cell in cells(frame, protocol, fraction, easy).cells:
-            answer, organ = at[protocol, fraction, cell.draw, cell.fold], list(organs).index(cell.organ)
-            chance += bool(answer.chance[organ])
-            rows += [common | row for row in _cell_rows(cell, answer, organ)]
-        rows.append(common | {"metric": "chance_organs", "value": chance})
-    return rows
-
-
-def _cell_rows(cell: Cell, answer: Answer, organ: int) -> Iterator[dict[str, Any]]:
-    place = {"draw": cell.draw, "fold": cell.fold, "organ": cell.organ}
-    sizes = {"n_patients": len(cell.patients), "n_superpatches": len(cell.truth)}
-    for metric in METRICS:
-        chosen = answer.tuned[organ] if metric == "f1_tuned" else answer.selected[organ]
-        selection = "inner validation" if chosen else "fixed"
-        yield place | sizes | {"metric": metric, "selection": selection, "value": cell_score(cell, metric)}
-    if np.isfinite(answer.regularisation[organ]):
-        selection = "inner validation" if answer.selected[organ] else "fixed"
-        yield place | {"metric": "regularisation", "selection": selection, "value": float(answer.regularisation[organ])}
-
-
-def _prevalence(data: _Data, organs: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for easy, counted in (("out", ~data.easy), ("in", np.ones_like(data.easy))):
-        for number, organ in enumerate(organs):
-            rows = counted & data.known[:, number]
-            if rows.any():
-                sizes = {"n_patients": len(set(data.patient[rows])), "n_superpatches": int(rows.sum())}
-                value = float(data.truth[rows, number].mean())
-                yield {"organ": organ, "easy_negatives": easy, "metric": "prevalence", "value": value} | sizes

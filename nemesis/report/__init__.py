@@ -1,11 +1,12 @@
 """From rows to what people read: tables, figures and the page. Imports neither torch nor MONAI."""
 
-VERSION = 5  # raised whenever the same rows and predictions print other numbers
+VERSION = 6  # raised whenever the same rows and predictions print other numbers
 
 # what the jobs write, by name: the workflow is planned from these
-COLLECTED = ("runs", "rows", "predictions", "reconstructions", "curves", "timings", "audit")
+COLLECTED = ("runs", "rows", "predictions", "reconstructions", "segmentations", "curves", "timings", "audit")
 TABLES = (
-    "data", "main", "label_fractions", "ablations", "sweep", "maesil_reconstruction", "maesil_datasets", "reconstruction",
+    "data", "main", "label_fractions", "segmentation", "controls", "ablations", "sweep", "maesil_reconstruction",
+    "maesil_datasets", "reconstruction",
 )  # fmt: skip
 FIGURES = ("reconstructions", "label_fractions", "training_curves", "sweep", "ablations", "cost_quality")
 NOTEBOOKS = ("data", "ablation_tables", "paper_figures")  # notebooks/<name>.ipynb

@@ -3,7 +3,8 @@
 runs.parquet          one row per run and part that asks for it: run, part, label, method, seed, identity_json and the
                       identity flattened
 rows.parquet          every measured number (nemesis.evaluation.rows)
-predictions.parquet   what the probes predicted for every superpatch, with the run; a row group per run
+predictions.parquet   what probes and fine-tuned networks predicted for every superpatch, with the run; a row group per run
+segmentations.parquet   Dice of every organ and scan by fine-tuned networks (nemesis.evaluation.finetune), with the run
 reconstructions.parquet   how well every superpatch was reconstructed, with the run; a row group per run
 curves.parquet        run, step, monitor, value: the training curves
 timings.parquet       run, stage, name, value, text: wall-clock and memory, which no table of quality ever sees
@@ -16,7 +17,7 @@ experiment.json       the specification of all these: plans of other configurati
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from nemesis.runs import Part
 
 REFERENCE_METHOD = "nemesis"
-BY_SUPERPATCH = ("predictions.parquet", "reconstructions.parquet")
+JUDGED = ("rows.parquet", "predictions.parquet", "reconstructions.parquet", "timing.json")
+TUNED = ("rows.parquet", "predictions.parquet", "segmentations.parquet", "timing.json")
 SPECIFICATION = "experiment.json"
 
 
@@ -43,8 +45,9 @@ def collect(spec: Mapping[str, Any], out: Path) -> None:
             ``trained_on`` (data sets whose scans its published weights saw; None: it has none), ``learns_labels`` (it was
             pretrained on label maps), ``seed``, ``evaluation``
             (folder with rows.parquet, predictions.parquet, reconstructions.parquet, timing.json and reconstruction.npz) and
-            ``folder`` (run directory with run.json, checkpoint.safetensors, timing.json and perhaps curve.jsonl), of the sweep
-            ``embed_dim`` and ``mask_ratio``, of an ablation its ``group``;
+            ``finetune`` (arm → folder with rows.parquet, predictions.parquet, segmentations.parquet and timing.json; empty
+            where nothing is fine-tuned), ``folder`` (run directory with run.json, checkpoint.safetensors, timing.json and perhaps
+            curve.jsonl), of the sweep ``embed_dim`` and ``mask_ratio``, of an ablation its ``group``;
             ``config`` (the resolved configuration as a mapping, shown to readers); ``config_hash``; ``versions`` (name
             → version); ``datasets`` (names of the evaluated datasets); ``data``: a list of mappings with ``dataset``, ``pool``,
             ``patients``, ``scans`` (numbers) and ``kinds`` (of labels → number of scans); ``pools`` (``pretraining`` and
@@ -62,10 +65,11 @@ def collect(spec: Mapping[str, Any], out: Path) -> None:
     (out / SPECIFICATION).unlink(missing_ok=True)  # of no use to what is replaced now
     evaluations = _evaluations(spec)
     write_parquet(out / "runs.parquet", pa.Table.from_pylist(_runs(spec)))
-    tables = [_read(folder / "rows.parquet") for folder in evaluations.values()]
+    tables = [_read(folder / "rows.parquet") for folders in evaluations.values() for folder in folders]
     write_parquet(out / "rows.parquet", pa.concat_tables(tables, promote_options="permissive"))
-    for name in BY_SUPERPATCH:
-        _merge(evaluations, name, out)
+    _merge(evaluations, "predictions.parquet", out)
+    _merge({run: folders[:1] for run, folders in evaluations.items()}, "reconstructions.parquet", out)
+    _merge({run: folders[1:] for run, folders in evaluations.items()}, "segmentations.parquet", out)
     curves = pa.schema([("run", pa.string()), ("step", pa.int64()), ("monitor", pa.string()), ("value", pa.float64())])
     write_parquet(out / "curves.parquet", pa.Table.from_pylist(list(_curves(spec)), schema=curves))
     timings = pa.schema(
@@ -149,8 +153,14 @@ def first_seed(spec: Mapping[str, Any], label: str) -> Mapping[str, Any]:
     return next(entry for entry in spec["runs"] if entry["label"] == label)
 
 
+def tuned_folders(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Arm → folder of what was fine-tuned of a run, as far as this part asks for it."""
+    return dict(entry.get("finetune", {}))
+
+
 def _require(spec: Mapping[str, Any]) -> None:
-    wanted = [Path(e["evaluation"]) / name for e in spec["runs"] for name in ("rows.parquet", *BY_SUPERPATCH, "timing.json")]
+    wanted = [Path(e["evaluation"]) / name for e in spec["runs"] for name in JUDGED]
+    wanted += [Path(tuned) / name for e in spec["runs"] for tuned in tuned_folders(e).values() for name in TUNED]
     wanted += [Path(e["folder"]) / "run.json" for e in spec["runs"]] + [Path(spec["audit"])]
     faults = [
         Fault(str(path), "does not exist", "Run the workflow again: it repeats the job that makes it")
@@ -169,8 +179,12 @@ def _audit(path: Path) -> pa.Table:
     return pa.Table.from_pylist(json.loads(path.read_text(encoding="utf-8"))["pairs"], schema=pa.schema(list(columns.items())))
 
 
-def _evaluations(spec: Mapping[str, Any]) -> dict[str, Path]:
-    return {entry["run"]: Path(entry["evaluation"]) for entry in spec["runs"]}
+def _evaluations(spec: Mapping[str, Any]) -> dict[str, list[Path]]:
+    """Run → the folder of its evaluation, then those of what was fine-tuned of it, whichever part asks for them."""
+    found = {entry["run"]: [Path(entry["evaluation"])] for entry in spec["runs"]}
+    for entry in spec["runs"]:
+        found[entry["run"]] += [path for name in tuned_folders(entry).values() if (path := Path(name)) not in found[entry["run"]]]
+    return found
 
 
 def _runs(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -198,26 +212,37 @@ def _read(path: Path) -> pa.Table:
     return pq.read_table(path).replace_schema_metadata(None)
 
 
-def _merge(evaluations: Mapping[str, Path], name: str, out: Path) -> None:
-    """One run in memory at a time: a real experiment has millions of predictions."""
+def _merge(evaluations: Mapping[str, Sequence[Path]], name: str, out: Path) -> None:
+    """One run in memory at a time: a real experiment has millions of predictions. Without any folder there is an empty file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     writer = None
     with replacing(out / name) as temporary:
-        for run, folder in evaluations.items():
-            table = _read(folder / name)
-            if "run" in table.column_names:
-                table = table.drop_columns("run")
+        for run, folders in evaluations.items():
+            if not folders:
+                continue
+            table = pa.concat_tables([_plain(_read(folder / name)) for folder in folders])
             table = table.add_column(0, "run", pa.array([run] * len(table), pa.string()))
-            for number, field in enumerate(table.schema):
-                if pa.types.is_dictionary(field.type) or pa.types.is_large_string(field.type):
-                    table = table.set_column(number, field.name, table.column(number).cast(pa.string()))
             if writer is None:
                 writer = pq.ParquetWriter(temporary, table.schema, compression="zstd", use_dictionary=True)
             writer.write_table(table.cast(writer.schema), row_group_size=max(1, len(table)))
-        if writer is not None:
+        if writer is None:
+            pq.write_table(pa.schema([("run", pa.string())]).empty_table(), temporary)
+        else:
             writer.close()
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """Without the run, which is told anew, and with words as plain text."""
+    import pyarrow as pa
+
+    if "run" in table.column_names:
+        table = table.drop_columns("run")
+    for number, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type) or pa.types.is_large_string(field.type):
+            table = table.set_column(number, field.name, table.column(number).cast(pa.string()))
+    return table
 
 
 def _curves(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -237,6 +262,7 @@ def _timings(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         for e in spec["runs"]
         for stage, key in (("pretrain", "folder"), ("evaluate", "evaluation"))
     }
+    stages |= {(e["run"], f"finetune/{arm}"): Path(path) for e in spec["runs"] for arm, path in tuned_folders(e).items()}
     for (run, stage), folder in stages.items():
         path = folder / "timing.json"
         if not path.exists():

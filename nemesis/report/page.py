@@ -25,7 +25,7 @@ SAVED = (".csv", ".md", ".tex")
 MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
 PARTS = {"methods": "method", "sweep": "sweep", "ablations": "ablation"}
 CAPTIONS = {
-    "label_fractions": "Frozen encoders at growing shares of labelled training patients. Bands, where there are patients enough "
+    "label_fractions": "Encoders at growing shares of labelled training patients. Bands, where there are patients enough "
     "for them, are 95 % bootstrap intervals over patients; where they overlap the methods may still differ, since all were "
     "tested on the same patients.",
     "ablations": "Variants beside the method as configured (dashed; grey: its interval, where there is one). A variant of "
@@ -63,6 +63,7 @@ SECTIONS = (  # in the order of reading
     Section("Data", ("data",)),
     Section("Main result", ("main",)),
     Section("Fewer labels", ("label_fractions",), ("label_fractions",)),
+    Section("Fine-tuning", ("segmentation", "controls")),
     Section("Ablations", ("ablations",), ("ablations",)),
     Section("Sweep", ("sweep",), ("sweep",)),
     Section("Reconstruction", ("maesil_reconstruction", "maesil_datasets", "reconstruction"), ("reconstructions",)),

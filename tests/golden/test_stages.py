@@ -16,11 +16,13 @@ import torch
 from golden_files import FOLDER, check_figures
 from phantoms import EDGE, NEMESIS, identity_of, ingest_phantoms
 from safetensors.torch import load_file
+from tuned import Segmenting, job, labelled_phantoms
 
 import nemesis.data
 import nemesis.data.phantom
 import nemesis.evaluation
 import nemesis.evaluation.features
+import nemesis.finetuning
 import nemesis.models
 import nemesis.training
 from nemesis.config import Config, Preparation, Probe, Reconstruction
@@ -35,9 +37,10 @@ from nemesis.data.scans import Scans
 from nemesis.data.superpatches import draw_crop, evaluation_superpatches
 from nemesis.datasets import ScanFiles
 from nemesis.evaluation.features import features
+from nemesis.evaluation.finetune import finetune
 from nemesis.evaluation.probe import probe
 from nemesis.evaluation.reconstruction import psnr, reconstruct, ssim
-from nemesis.method import Batch, create, methods
+from nemesis.method import Batch, _registry, create, methods, register
 from nemesis.method import Reconstruction as Reconstructed
 from nemesis.models.keyed import Keys
 from nemesis.models.masking import Masking, draw_mask
@@ -234,6 +237,26 @@ class Blur:
         if keys is not None:
             hidden = (keys.uniform("mask", voxels[0].numel()) < 0.5).view(voxels.shape)
         return Reconstructed(0.9 * voxels + 0.04 + 0.02 * wave(*voxels.shape[1:]), hidden)
+
+
+def test_finetuning(tmp_path):
+    register(Segmenting)
+    try:
+        cohort = labelled_phantoms(tmp_path / "cohort", 6)
+        for name in ("nemesis", "segmenting"):
+            finetune(job(cohort, tmp_path / name, name, folds_held_out=2, label_fractions=[0.5, 1.0]), "cpu")
+    finally:
+        _registry.pop("segmenting")
+    values = {}
+    for name in ("nemesis", "segmenting"):
+        rows = pd.read_parquet(tmp_path / name / "rows.parquet")
+        for key, part in rows.groupby(["protocol", "label_fraction", "metric"], dropna=False):
+            values[f"{name} {', '.join(str(k) for k in key if not pd.isna(k))}"] = float(part["value"].mean())
+        found = pd.read_parquet(tmp_path / name / "predictions.parquet")
+        values[f"{name} scores"] = found.groupby("organ")["score"].mean().tolist()
+        values[f"{name} lines"] = [len(found), len(pd.read_parquet(tmp_path / name / "segmentations.parquet"))]
+    version = nemesis.finetuning.VERSION
+    check_figures(FOLDER / "finetuning.json", "nemesis.finetuning.VERSION", version, values, rel=2e-2, abs=2e-2)
 
 
 def test_evaluation(native):

@@ -54,7 +54,7 @@ def test_pools_are_disjoint_and_complete(planned):
     "top",
     [
         {"experiment": "another"}, {"probe": {"folds": 2}}, {"organs": ["liver"]}, {"reconstruction": {"mask_seed": 3}},
-        {"device": "cpu"}, {"loader_workers": 2}, {"state_every": 7},
+        {"device": "cpu"}, {"loader_workers": 2}, {"state_every": 7}, {"finetune": {"controls": ["scratch"]}},
     ],
 )  # fmt: skip
 def test_keys_of_later_stages_do_not_change_a_run(planned, top):
@@ -408,3 +408,16 @@ def test_a_voxel_size_of_its_own_is_part_of_a_run_which_learns_from_views(planne
     assert Path(view["verdicts"]).name == "0@6x6x6.verdicts.json" and view["volumes"] == str(shard.dataset.folder)
     same = planned(methods=[{**AE, "spacing_mm": [9, 9, 9]}], preparation={"spacing_mm": [9, 9, 9]})
     assert not same.views and same.runs[0].spacing is None
+
+
+def test_fine_tuning_has_more_folds_than_there_are(planned):
+    with pytest.raises(NemesisError, match="folds_held_out"):
+        planned(finetune={"folds_held_out": 4})
+
+
+def test_what_a_control_is_asked_says_nothing_of_the_checkpoint_nor_of_the_other_arms(planned):
+    one, both = (planned(finetune={"controls": arms}) for arms in (["scratch"], ["scratch", "scratch_matched"]))
+    name = next(name for name in one.tunings if name.endswith("/scratch"))
+    assert one.finetune_spec(name) == both.finetune_spec(name)
+    assert "checkpoint" not in one.finetune_spec(name)
+    assert {name.rpartition("/")[2] for name in both.tunings if name.startswith("random_vit")} == {"pretrained"}

@@ -31,6 +31,7 @@ rule collect_rows:
         reconstructions=expand(
             f"{FOLDER}/evaluation/{{run}}/reconstructions.parquet", run=RUNS
         ),
+        tuned=TUNED,
         search=SEARCH_FILES,
     output:
         COLLECTED_FILES,

@@ -1,8 +1,10 @@
 """The printed tables: pure functions of what :mod:`nemesis.report.collect` gathered, and of the papers' figures.
 
     data                    NEMESIS and MAESIL Table I: who is pretrained on, who is evaluated on
-    main                    NEMESIS Table II, frozen rows: linear probe and k-NN at the largest share of labels
+    main                    NEMESIS Table II: linear probe, k-NN and fine-tuned networks at the largest share of labels
     label_fractions         NEMESIS Table III: AUROC at every share of labels
+    segmentation            Dice of fine-tuned networks, by organ
+    controls                pretrained networks beside the same from scratch, and from scratch at matched compute
     ablations               NEMESIS Table IV: variants of one method
     sweep                   NEMESIS Table V: embedding width × mask ratio
     maesil_reconstruction   MAESIL Table II: PSNR and SSIM of the whole
@@ -21,11 +23,13 @@ from typing import Any
 from nemesis.report.published import load_published
 from nemesis.report.render import Table
 from nemesis.report.tables.ablations import ablations_table
+from nemesis.report.tables.controls import controls_table
 from nemesis.report.tables.data import data_table
 from nemesis.report.tables.frozen import fractions_table, main_table
 from nemesis.report.tables.maesil import maesil_datasets_table, maesil_table
 from nemesis.report.tables.measured import PROTOCOLS, Measured, read_measured
 from nemesis.report.tables.reconstruction import reconstruction_table
+from nemesis.report.tables.segmentation import segmentation_table
 from nemesis.report.tables.sweep import sweep_table
 
 __all__ = ["PROTOCOLS", "Measured", "load_published", "print_tables", "read_measured", "tables"]
@@ -48,6 +52,8 @@ def tables(measured: Measured) -> list[Table]:
         data_table(measured),
         main_table(measured),
         fractions_table(measured),
+        segmentation_table(measured),
+        controls_table(measured),
         ablations_table(measured),
         sweep_table(measured),
         maesil_table(measured),

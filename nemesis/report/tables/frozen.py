@@ -1,4 +1,4 @@
-"""Organ presence read off frozen features: NEMESIS Tables II and III."""
+"""Organ presence, read off frozen features and by fine-tuned networks: NEMESIS Tables II and III."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from nemesis.report.collect import of_part, reference_label
 from nemesis.report.leakage import NOTE as LEAKAGE_NOTE
 from nemesis.report.published import NEMESIS, load_published, published_note, published_row, unmatched
 from nemesis.report.render import INTERVAL, MISSING, Table, interval, number
+from nemesis.report.tables.finetuned import tuning_notes
 from nemesis.report.tables.measured import PROTOCOLS, Entries, Measured
 from nemesis.report.tables.pieces import (
     MEASURED,
@@ -40,18 +41,21 @@ PUBLISHED_ON = ("BTCV",)
 
 
 def main_table(measured: Measured) -> Table:
-    """One row per method and protocol, at the largest share of labels."""
+    """One row per method and protocol, at the protocol's largest share of labels."""
     spec, fraction, probed = of_part(measured.spec, "methods"), measured.fractions[-1], measured.probed
+    largest = {protocol: measured.fractions_of(protocol)[-1] for protocol in probed}
     rows, papers = measured.rows_of(spec["runs"]), load_published()["table2_main"]
     reference = reference_label(spec)
-    comparable = fraction == 1  # the published figures are at all labels
     labels = measured.labels("methods")
-    seen = {(label, protocol): measured.score(labels[label], protocol, fraction) for label in labels for protocol in probed}
+    seen = {
+        (label, protocol): measured.score(labels[label], protocol, largest[protocol]) for label in labels for protocol in probed
+    }
     records: list[Record] = []
     for (label, protocol), auroc in seen.items():
-        own = labels[label]
+        own, fraction = measured.under(labels[label], protocol), largest[protocol]
+        comparable = fraction == 1  # the published figures are at all labels
         paper = published_row(spec, papers, label, protocol=protocol)
-        record = _record(label, protocol, _status(measured, auroc, own, protocol), fraction, measured.leakage(own))
+        record = _record(label, protocol, _status(measured, auroc, own, protocol, fraction), fraction, measured.leakage(own))
         record |= figures("auroc", auroc) | {"auroc_seed_sd": spread(auroc)}
         record |= beside("auroc", auroc.point, paper.get("auroc"), comparable)
         f1 = measured.score(own, protocol, fraction, "f1")
@@ -84,13 +88,16 @@ def main_table(measured: Measured) -> Table:
             interval(r, "difference", 3, sign=True) if compared else "reference", p_text(r["difference_p_holm"]),
             number(r["auroc_easy_in"], 3),
         ))  # fmt: skip
+    fraction, tuned = measured.fractions[-1], "finetune" in probed
+    also = f", and by networks fine-tuned at {share(largest['finetune'])} of them" if tuned else ""
     caption = (
-        f"Organ presence in {superpatches_of(spec)}, read off frozen features at {share(fraction)} of the labels. "
+        f"Organ presence in {superpatches_of(spec)}, read off frozen features at {share(fraction)} of the labels{also}. "
         f"{sizes_text(seen.values())} {pools_text(spec)}"
     )
     notes = [
         published_note(spec, NEMESIS, PUBLISHED_ON, "the same protocol"),
         *partly_note(fraction),
+        *tuning_notes(measured, "finetune"),
         _organs_note(spec, rows, fraction),
         "Superpatches that are nearly empty (easy negatives) are left out, but in the last column.",
         *interval_notes(spec, seen.values()),
@@ -101,13 +108,13 @@ def main_table(measured: Measured) -> Table:
         LEAKAGE_NOTE,
         configuration_note(spec),
     ]
-    title = "Frozen encoders: organ presence (NEMESIS Table II)"
+    title = f"Frozen{' and fine-tuned' * tuned} encoders: organ presence (NEMESIS Table II)"
     return Table("main", title, caption, columns, printed, notes, pd.DataFrame(records), text_columns=3)
 
 
 def fractions_table(measured: Measured) -> Table:
     """AUROC at growing shares of labelled training patients; the paper's line stands under the measured one."""
-    spec, fractions = of_part(measured.spec, "methods"), measured.fractions
+    spec, fractions = of_part(measured.spec, "methods"), measured.fractions_of(*PROTOCOLS)
     rows, papers = measured.rows_of(spec["runs"]), load_published()["table3_label_fraction"]
     records: list[Record] = []
     printed: list[list[str]] = []
@@ -120,11 +127,11 @@ def fractions_table(measured: Measured) -> Table:
             for fraction in fractions:
                 auroc = measured.score(entries, protocol, fraction)
                 seen.append(auroc)
-                status = _status(measured, auroc, entries, protocol)
+                status = _status(measured, auroc, entries, protocol, fraction)
                 record = _record(label, protocol, status, fraction, leakage)
                 record |= figures("auroc", auroc) | {"auroc_seed_sd": spread(auroc)}
                 record |= beside("auroc", auroc.point, paper.get(fraction))
-                line.append(record | counts(auroc) | {"seeds": len(entries)})
+                line.append(record | counts(auroc) | {"seeds": len(measured.under(entries, protocol))})
             records += line
             name = PROTOCOLS[protocol]
             printed.append([label, name, leakage, MEASURED, *(measured_text(r, interval(r, "auroc", 3)) for r in line)])
@@ -136,14 +143,17 @@ def fractions_table(measured: Measured) -> Table:
                     | {"published_auroc": paper.get(f)} for f in fractions]  # fmt: skip
         texts = (number(paper.get(f), 4) for f in fractions)
         printed.append([paper["method"], PROTOCOLS[paper["protocol"]], MISSING, f"published; {NOT_RUN}", *texts])
+    tuned = "finetune" in measured.probed
+    also = " and by fine-tuned networks" * tuned
     score = f"AUROC{INTERVAL * any(estimate.low is not None for estimate in seen)}"
     caption = (
-        f"{score} of organ presence in {superpatches_of(spec)} from frozen features, "
+        f"{score} of organ presence in {superpatches_of(spec)} from frozen features{also}, "
         f"by share of the training patients whose labels are used. {sizes_text(seen)} {pools_text(spec)}"
     )
     notes = [
         published_note(spec, NEMESIS, PUBLISHED_ON, "the same protocol"),
         *_training_notes(rows, fractions),
+        *tuning_notes(measured, "finetune"),
         *interval_notes(spec, seen),
         *_fixed_notes(rows, fractions),
         *_chance_notes(rows, fractions),
@@ -151,7 +161,7 @@ def fractions_table(measured: Measured) -> Table:
         configuration_note(spec),
     ]
     columns = ("method", "protocol", "leakage", "figure", *(share(f) for f in fractions))
-    title = "Frozen encoders with fewer labels (NEMESIS Table III)"
+    title = f"Frozen{' and fine-tuned' * tuned} encoders with fewer labels (NEMESIS Table III)"
     return Table("label_fractions", title, caption, columns, printed, notes, pd.DataFrame(records), text_columns=4)
 
 
@@ -160,10 +170,11 @@ def _record(method: str, protocol: str, status: str, fraction: float | None = No
     return record if fraction is None else record | {"label_fraction": fraction}
 
 
-def _status(measured: Measured, estimate: Estimate, entries: Entries, protocol: str) -> str:
+def _status(measured: Measured, estimate: Estimate, entries: Entries, protocol: str, fraction: float) -> str:
     if estimate.point is not None:
         return MEASURED
-    probed = any((scores.predictions["protocol"] == protocol).any() for scores in measured.scores(entries))
+    frames = [scores.predictions for scores in measured.scores(entries)]
+    probed = any(((frame["protocol"] == protocol) & (frame["label_fraction"] == fraction)).any() for frame in frames)
     return NOT_SCORABLE if probed else NOT_RUN
 
 

@@ -18,17 +18,20 @@ from nemesis.evaluation.statistics import (
     Estimate,
     Metric,
     Scores,
+    mean_over_organs,
     mean_over_superpatches,
     paired_difference,
     summarise,
 )
+from nemesis.finetuning import Arm, protocol_of
 from nemesis.report.collect import labels_in_order, of_part
 from nemesis.report.leakage import in_words, verdicts
 
 if TYPE_CHECKING:
     from nemesis.runs import Part
 
-PROTOCOLS = {"linear": "linear probe", "knn": "k-NN", "finetune": "fine-tune"}
+PROTOCOLS = {"linear": "linear probe", "knn": "k-NN", "finetune": "fine-tuned"}
+FROZEN = ("linear", "knn")
 MEASURES = {  # of a superpatch: input masked, region, metric
     "effective_mask_ratio": (True, None, "effective_mask_ratio"),
     "psnr_masked": (True, "masked", "psnr"),
@@ -55,6 +58,7 @@ class Measured:
     predictions: Mapping[str, Scores]
     reconstructions: Mapping[str, pd.DataFrame]
     audit: pd.DataFrame
+    segmentations: Mapping[str, pd.DataFrame]
     trials: pd.DataFrame | None = None
 
     def labels(self, part: Part) -> dict[str, Entries]:
@@ -65,6 +69,29 @@ class Measured:
     def scores(self, entries: Entries) -> list[Scores]:
         """The predictions of each run, in the order of the seeds."""
         return [self.predictions[entry["run"]] for entry in entries]
+
+    def under(self, entries: Entries, protocol: str) -> Entries:
+        """The runs that a protocol was measured of; all, where it was of none. Not every seed need be fine-tuned."""
+        found = [e for e in entries if (self.predictions[e["run"]].predictions["protocol"] == protocol).any()]
+        return found or entries
+
+    def tuned(self, entries: Entries, arm: Arm) -> list[Scores]:
+        """What an arm's fine-tuned networks predicted, of each run that has it, under the protocol ``finetune``."""
+        wanted = protocol_of("presence", arm)
+        frames = [scores.predictions for scores in self.scores(entries)]
+        found = [frame[frame["protocol"] == wanted] for frame in frames]
+        return [Scores(frame.assign(protocol="finetune")) for frame in found if len(frame)]
+
+    def segmented(self, entries: Entries, arm: Arm, fraction: float) -> list[pd.DataFrame]:
+        """Dice of every organ and scan by an arm's fine-tuned networks, of each run that has it."""
+        frames = [self.segmentations[e["run"]] for e in entries if len(self.segmentations[e["run"]])]
+        wanted = protocol_of("segmentation", arm)
+        found = [f[(f["protocol"] == wanted) & (f["label_fraction"] == fraction) & (f["metric"] == "dice")] for f in frames]
+        return [frame for frame in found if len(frame)]
+
+    def dice(self, runs: Sequence[pd.DataFrame], reference: Sequence[pd.DataFrame] = ()) -> Estimate:
+        """See :func:`nemesis.evaluation.statistics.mean_over_organs`."""
+        return mean_over_organs(runs, reference, self.spec["bootstrap"], self.spec["seed"])
 
     def rows_of(self, entries: Entries, **conditions: Any) -> pd.DataFrame:
         """The rows of these runs whose columns have these values."""
@@ -78,22 +105,27 @@ class Measured:
     ) -> Estimate:
         """See :func:`nemesis.evaluation.statistics.summarise`."""
         resamples, seed = self.spec["bootstrap"], self.spec["seed"]
-        return summarise(self.scores(entries), protocol, fraction, metric, easy_negatives, resamples, seed)
+        return summarise(self.scores(self.under(entries, protocol)), protocol, fraction, metric, easy_negatives, resamples, seed)
 
     def difference(self, entries: Entries, reference: Entries, protocol: str, fraction: float) -> Estimate:
         """Of AUROC; see :func:`nemesis.evaluation.statistics.paired_difference`."""
-        ours, theirs = self.scores(entries), self.scores(reference)
+        ours, theirs = (self.scores(self.under(side, protocol)) for side in (entries, reference))
         resamples, seed = self.spec["bootstrap"], self.spec["seed"]
         return paired_difference(ours, theirs, protocol, fraction, resamples=resamples, seed=seed)
 
     @cached_property
     def fractions(self) -> list[float]:
         """Every label fraction at which methods were probed, in order; cells and variants are at the largest alone."""
-        return sorted({float(f) for frame in self._of_methods for f in frame["label_fraction"].unique()})
+        return self.fractions_of(*FROZEN)
+
+    def fractions_of(self, *protocols: str) -> list[float]:
+        """Every label fraction at which methods were judged by any of these protocols, in order."""
+        chosen = [frame[frame["protocol"].isin(protocols)] for frame in self._of_methods]
+        return sorted({float(fraction) for frame in chosen for fraction in frame["label_fraction"].unique()})
 
     @cached_property
     def probed(self) -> list[str]:
-        """The protocols by which methods were probed, in the order of ``PROTOCOLS``."""
+        """The protocols by which methods were judged, in the order of ``PROTOCOLS``."""
         found = {str(p) for frame in self._of_methods for p in frame["protocol"].unique()}
         return [protocol for protocol in PROTOCOLS if protocol in found]
 
@@ -163,6 +195,7 @@ def read_measured(spec: Mapping[str, Any], collected: Path) -> Measured:
         {run: Scores(frame) for run, frame in predictions.items()},
         _by_run(collected / "reconstructions.parquet", ids, ["run", "dataset", "patient", "region", "metric"]),
         pd.read_parquet(collected / "audit.parquet"),
+        _by_run(collected / "segmentations.parquet", ids, []),
         pd.read_parquet(trials) if trials.is_file() else None,
     )
 

@@ -1,0 +1,137 @@
+"""The pieces of fine-tuning, on input checkable by hand."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tuned import ORGANS, Segmenting, SegmentingNetwork, labelled_phantoms
+
+from nemesis.config import Preparation
+from nemesis.data.samples import Labelling
+from nemesis.data.scans import Scans
+from nemesis.data.superpatches import evaluation_superpatches
+from nemesis.evaluation.downstream import cost_rows, matched_steps, segmenter_macs
+from nemesis.evaluation.organs import LabelledScans, SegmentationTask, dice
+from nemesis.evaluation.presence import Presence, Windows, masked_bce
+from nemesis.evaluation.statistics import mean_over_organs
+from nemesis.method import Settings
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return labelled_phantoms(tmp_path_factory.mktemp("cohort"), 5)
+
+
+@pytest.fixture(scope="module")
+def scans(cohort):
+    found = Scans(Path(cohort["pool"]), Path(cohort["index"]), Preparation())
+    return LabelledScans(found, None, Labelling(found, ORGANS, cohort["label_numbers"]), 16)
+
+
+def test_unknown_organs_have_no_part_in_the_loss():
+    logits = torch.tensor([[0.0, 100.0], [math.log(3.0), -100.0]], requires_grad=True)
+    truth = torch.tensor([[True, False], [False, True]])
+    known = torch.tensor([[True, False], [True, False]])
+    loss = masked_bce(logits, truth, known)
+    assert loss.item() == pytest.approx((math.log(2) + math.log(4)) / 2)
+    loss.backward()
+    assert logits.grad[:, 1].abs().sum() == 0
+    assert masked_bce(logits, truth, torch.zeros_like(known)).item() == 0
+
+
+def test_a_superpatch_of_several_windows_is_judged_by_the_mean_of_their_vectors():
+    method = Segmenting(Settings(), 8)
+    torch.manual_seed(0)
+    model = Presence(method, SegmentingNetwork(), 2).eval()
+    voxels = torch.rand(3, 1, 8, 8, 8)
+    together = model(voxels, torch.tensor([0, 0, 1]))
+    vectors = method.encode(model.network, voxels)
+    assert torch.allclose(together, model.head(torch.stack([vectors[:2].mean(0), vectors[2]])), atol=1e-6)
+
+
+def test_windows_are_the_superpatches_of_the_table(cohort, scans):
+    table = evaluation_superpatches(scans.scans, 16, ORGANS, cohort["label_numbers"], 20)
+    voxels, owner = Windows(scans.scans, None, table, 16).read([3, 0])
+    assert owner.tolist() == [0, 1] and voxels.shape == (2, 1, 16, 16, 16)
+    row = table.iloc[3]
+    d, h, w = (int(row[f"start_{axis}"]) for axis in "dhw")
+    hu = scans.scans.hu(int(row["scan"])).whole()[d : d + 16, h : h + 16, w : w + 16]
+    there = np.clip((hu + 175.0) / 425.0, 0, 1)
+    assert np.allclose(voxels[0, 0, : hu.shape[0], : hu.shape[1], : hu.shape[2]], there, atol=1e-6)
+    # through a view of the same voxels nothing changes but where a superpatch is cut at the scan's end
+    seen, whose = Windows(scans.scans, scans.scans, table, 16).read([0])
+    assert torch.equal(seen[0], voxels[1]) and whose.tolist() == [0]
+
+
+def test_dice_by_hand():
+    truth = np.zeros((2, 3, 4), np.uint8)
+    truth[0, 0, :] = 1  # 4 voxels
+    truth[1, 1, :2] = 2  # 2 voxels
+    masks = np.zeros((3, 2, 3, 4), bool)
+    masks[0, 0, 0, 2:] = True  # 2 of them
+    masks[0, 1, 2, 0] = True  # and a wrong one: 2 · 2 / (3 + 4)
+    masks[2] = True
+    assert dice(masks, truth)[:2].tolist() == pytest.approx([4 / 7, 0.0])
+    assert np.isnan(dice(masks, truth)[2]), "an organ that is not there has no Dice"
+
+
+def test_crops_hold_the_labels_of_their_own_voxels(scans):
+    for number in range(6):
+        random = np.random.Generator(np.random.Philox(key=[1, number]))
+        hu, classes = scans.crop(2, 1.0, random)
+        assert hu.shape == classes.shape == (16, 16, 16) and classes.any(), "centred on a labelled voxel"
+        whole, truth = scans.scans.hu(2).whole(), scans.truth(2)
+        size = np.minimum(16, whole.shape)  # beyond it there is padding
+        inside = tuple(slice(0, n) for n in size)
+        found = []
+        for start in np.ndindex(*(np.array(whole.shape) - size + 1)):
+            box = tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))
+            if whole[box][0, 0, 0] == hu[0, 0, 0] and np.array_equal(whole[box], hu[inside]):
+                found.append(np.array_equal(truth[box], classes[inside]))
+        assert found == [True]
+
+
+def test_a_view_of_the_same_grid_gives_the_same_crops(scans):
+    seen = LabelledScans(scans.scans, scans.scans, scans.labelling, 16)
+    for number in range(4):
+        one, other = (s.crop(1, 0.5, np.random.Generator(np.random.Philox(key=[3, number]))) for s in (scans, seen))
+        assert np.array_equal(one[0], other[0]) and np.array_equal(one[1], other[1])
+
+
+def test_what_windows_say_is_put_together_on_the_whole_scan(scans):
+    class Threshold(torch.nn.Module):
+        def forward(self, voxels):
+            return torch.cat([voxels - 0.5, 0.5 - voxels, voxels - 2.0], dim=1)
+
+    task = SegmentationTask(
+        Threshold, scans, [0], [1], 2, 0.5, 0.25, 0, torch.device("cpu"), "32-true"
+    )  # fmt: skip
+    masks = task.masks(Threshold(), 1)
+    values = np.clip((scans.scans.hu(1).whole() + 175.0) / 425.0, 0, 1)
+    assert np.array_equal(masks[0], values > 0.5) and np.array_equal(masks[1], values < 0.5) and not masks[2].any()
+
+
+def test_costs_are_counted_by_hand():
+    method = Segmenting(Settings(), 8)
+    assert segmenter_macs(method, 3) == 8**3 * (27 * 6 + 27 * 6 * 6 + 6 * 3)
+    assert matched_steps(300, pretraining=1000, of_step=10.0) == 400
+    rows = {r["metric"]: r["value"] for r in cost_rows("pretrained", 10, 2, 5.0, 7.0, 100, "finetune")}
+    assert rows == {
+        "downstream_steps": 10, "downstream_trials": 2, "downstream_voxels": 70, "downstream_flop": 300,
+        "pretraining_flop": 600,
+    }  # fmt: skip
+
+
+def test_the_mean_over_organs_weighs_every_organ_alike_and_differences_are_paired():
+    run = pd.DataFrame([("a", "liver", 0.8), ("b", "liver", 0.6), ("a", "spleen", 0.2)], columns=["patient", "organ", "value"])
+    estimate = mean_over_organs([run], resamples=100)
+    assert estimate.point == pytest.approx((0.7 + 0.2) / 2) and estimate.n_patients == 2 and estimate.low is None
+    many = pd.concat([run.assign(patient=run["patient"] + str(n)) for n in range(5)])
+    better = many.assign(value=many["value"] + 0.1)
+    gap = mean_over_organs([better], [many], resamples=200)
+    assert gap.point == pytest.approx(0.1) and (gap.low, gap.high) == pytest.approx((0.1, 0.1)) and gap.p < 0.02
+    with pytest.raises(ValueError, match="different patients"):
+        mean_over_organs([many], [run])

@@ -1,0 +1,73 @@
+"""The tables of what was fine-tuned: which runs, against whom, and what they do not tell."""
+
+import copy
+import csv
+
+import pytest
+
+from nemesis.report.tables import read_measured, tables
+
+
+def rows_of(report, name):
+    with (report.tables / f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def text_of(report, name):
+    return (report.tables / f"{name}.md").read_text()
+
+
+def test_fine_tuned_rows_stand_in_the_main_table_with_their_own_seeds_and_patients(report):
+    rows = {(r["method"], r["protocol"]): r for r in rows_of(report, "main")}
+    nemesis = rows["NEMESIS", "finetune"]
+    assert (nemesis["seeds"], rows["NEMESIS", "linear"]["seeds"]) == ("1", "2")
+    assert (nemesis["n_patients"], rows["NEMESIS", "linear"]["n_patients"]) == ("6", "10"), "three folds of five"
+    assert float(rows["Random ViT", "finetune"]["difference"]) < 0
+    text = text_of(report, "main")
+    assert "| fine-tuned " in text and "3 folds of 5" in text
+    assert "One seed was fine-tuned of NEMESIS" in text and "60 or 80 steps" not in text
+
+
+def test_controls_are_compared_with_the_pretrained_network_of_the_same_runs(report):
+    rows = {(r["task"], r["method"], r["arm"]): r for r in rows_of(report, "controls")}
+    assert {(task, method) for task, method, _ in rows} == {
+        ("presence", "NEMESIS"), ("presence", "Auto_encoder & co"), ("segmentation", "Auto_encoder & co"),
+    }, "the random ViT has nothing to control"  # fmt: skip
+    pretrained, scratch, matched = (rows["presence", "NEMESIS", a] for a in ("pretrained", "scratch", "scratch_matched"))
+    assert pretrained["difference"] == ""
+    assert float(scratch["difference"]) == pytest.approx(float(pretrained["score"]) - float(scratch["score"]), abs=1e-8)
+    assert (scratch["downstream_steps"], matched["downstream_steps"]) == ("60", "80")
+    assert (pretrained["pretraining_flop"], scratch["pretraining_flop"]) == ("4e+10", "0")
+    dice = rows["segmentation", "Auto_encoder & co", "scratch"]
+    assert float(dice["difference"]) == pytest.approx(0.9 * 0.5 * 0.1, abs=0.03)
+
+
+def test_segmentation_is_printed_by_organ_and_compared_with_the_own_start_where_nemesis_does_not_segment(report):
+    rows = rows_of(report, "segmentation")
+    assert [r["arm"] for r in rows] == ["pretrained", "from scratch", "from scratch, matched compute"]
+    first = rows[0]
+    organs = [float(first[f"dice_{organ}"]) for organ in ("liver", "spleen", "left kidney")]
+    assert float(first["dice"]) == pytest.approx(sum(organs) / 3, abs=1e-8)
+    assert first["dice_gallbladder"] == "" and first["n_patients"] == "6"
+    assert first["against"] == "own from scratch" and float(first["difference_low"]) <= float(first["difference"])
+    assert rows[1]["against"] == "" and rows[1]["difference"] == ""
+
+
+def test_without_fine_tuning_the_tables_say_so_and_nothing_else_changes(report, tmp_path):
+    from nemesis.report.collect import collect
+
+    spec = copy.deepcopy(report.spec)
+    for entry in spec["runs"]:
+        entry["finetune"] = {}
+    collect(spec, tmp_path)
+    made = {table.name: table for table in tables(read_measured(spec, tmp_path))}
+    assert "No control was fine-tuned" in made["controls"].markdown() and not made["controls"].rows
+    assert "No network" in made["segmentation"].markdown()
+    assert "Fine-tuning" not in made["main"].markdown() and made["main"].title.startswith("Frozen encoders")
+    assert made["ablations"].markdown() == text_of(report, "ablations")
+    # Holm's adjustment counts what stands in the table, and nothing else of a row depends on the others
+    after = {(r.method, r.protocol): r for r in made["main"].data.itertuples()}
+    for row in rows_of(report, "main"):
+        if row["status"] == "measured" and row["protocol"] != "finetune":
+            same = after[row["method"], row["protocol"]]
+            assert float(row["auroc"]) == pytest.approx(same.auroc) and float(row["auroc_low"]) == pytest.approx(same.auroc_low)
