@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from nemesis.evaluation.cost import VOLUME, MethodCost, method_cost, superpatches
+from nemesis.evaluation.cost import FLOP_PER_MAC, PASSES_PER_STEP, VOLUME, MethodCost, counted, superpatches
 from nemesis.files import canonical_json
 from nemesis.method import create, find
 from nemesis.models.architecture import Size
 from nemesis.runs import search_run
 
-FLOP_PER_MAC = 2
-PASSES_PER_STEP = 3  # forward, and backward to the inputs and to the weights; one more where activations are recomputed
 BYTES_PER_VOXEL = 1.0  # of a stored scan: int16, compressed; CT at its native spacing came to 0.9
 BYTES_PER_RECONSTRUCTED_VOXEL = 1.2  # of the volume that a run keeps for the figure
 BYTES_PER_NUMBER = 4  # of checkpoints and features
@@ -121,4 +119,4 @@ def _cost(identity: Mapping[str, Any]) -> MethodCost:
 
 @cache
 def _counted(method: str, settings: str, superpatch: int) -> MethodCost:
-    return method_cost(create(method, json.loads(settings), superpatch))
+    return counted(create(method, json.loads(settings), superpatch))

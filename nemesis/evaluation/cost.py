@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from nemesis.models.masking import Masking
 
 VOLUME: Size = (400, 512, 512)  # voxels (D, H, W) of the scan that costs per volume are given for
+FLOP_PER_MAC = 2
+PASSES_PER_STEP = 3  # forward, and backward to the inputs and to the weights; one more where activations are recomputed
 BATCH = 2  # superpatches that are counted together: a contrastive pretext needs a second one
 
 Counter = Callable[..., int]  # by_torch or by_fvcore

@@ -13,12 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nemesis.evaluation.cost import BATCH, MethodCost, by_torch, method_cost
+from nemesis.evaluation.cost import BATCH, FLOP_PER_MAC, PASSES_PER_STEP, MethodCost, by_torch, method_cost
 from nemesis.finetuning import Arm
 from nemesis.method import Method
-
-FLOP_PER_MAC = 2
-PASSES_PER_STEP = 3  # forward, and backward to the inputs and to the weights
 
 
 def counted(method: Method[Any]) -> MethodCost:

@@ -160,10 +160,13 @@ def _pretext_rows(spec: Mapping[str, Any], bench: _Bench) -> list[dict[str, Any]
 
 
 def _cost_rows(method: Method[Any]) -> list[dict[str, Any]]:
-    """Parameters of the whole network, and multiply–accumulates of one superpatch: to its vector, and through the pretext."""
+    """Parameters of the whole network, multiply–accumulates of one superpatch to its vector and of one sample through the
+    pretext, and the voxels of a scan that a sample shows."""
     cost = counted(method)
     figures = {"encode_macs": ("MAC", cost.encode), "pretext_macs": ("MAC", cost.pretext)}
     figures["parameters"] = ("parameters", cost.parameters)
+    if method.card.pretext:
+        figures["sample_voxels"] = ("voxels", method.draw().voxels)
     return [
         {"metric": metric, "unit": unit, "value": float(value)} for metric, (unit, value) in figures.items() if value is not None
     ]

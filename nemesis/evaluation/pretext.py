@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nemesis.evaluation.rows import TRAINED, UNTRAINED
 from nemesis.method import Batch, Method, WholeVolume
 from nemesis.models.keyed import Keys
 from nemesis.training.crops import Crops
@@ -20,7 +21,6 @@ from nemesis.training.device import Precision, arithmetic
 
 SEED = 20_040_819  # of samples and masks: one that no training has
 SUPERPATCHES, VOLUMES = 64, 16  # samples that are looked at
-UNTRAINED = "_untrained"
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def pretext_rows(
     method: Method[Any], trained: nn.Module, untrained: nn.Module, samples: Crops, batch_size: int, device: torch.device,
     precision: Precision,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """A row ``pretext_<monitor>`` for each monitor, and one of the same name ending in ``_untrained``.
+    """A row ``trained_<monitor>`` for each monitor of the trained network, and ``untrained_<monitor>`` of the untrained one.
 
     Args:
         trained: on ``device``, in evaluation mode, as is ``untrained``.
@@ -46,11 +46,11 @@ def pretext_rows(
         voxels = ((cut.hu.to(device).float() - low) / (high - low)).clamp_(0.0, 1.0)
         labels = [None if part is None else part.to(device) for part in (cut.classes, cut.known)]
         batch = Batch(voxels, Keys.at(SEED, number, range(batch_size), device), *labels)
-        for network, ending in ((trained, ""), (untrained, UNTRAINED)):
+        for network, prefix in ((trained, TRAINED), (untrained, UNTRAINED)):
             with arithmetic(device, precision):
                 monitors = method.pretext_loss(network, batch).monitors
             for name, value in monitors.items():
-                seen.setdefault(f"pretext_{name}{ending}", []).append(float(value))
+                seen.setdefault(f"{prefix}{name}", []).append(float(value))
     cases = scans.cases
     about = {"dataset": "+".join(sorted({case.dataset for case in cases})), "n_superpatches": batches * batch_size}
     return [

@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
     + [("n_patients", pa.int64()), ("n_superpatches", pa.int64())]
 )
 ROW_COLUMNS: list[str] = SCHEMA.names
+TRAINED, UNTRAINED = "trained_", "untrained_"  # before a monitor of the pretext: the metric of the trained, or untrained, network
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -5,7 +5,7 @@ VERSION = 6  # raised whenever the same rows and predictions print other numbers
 # what the jobs write, by name: the workflow is planned from these
 COLLECTED = ("runs", "rows", "predictions", "reconstructions", "segmentations", "curves", "timings", "audit")
 TABLES = (
-    "data", "main", "label_fractions", "segmentation", "controls", "ablations", "sweep", "maesil_reconstruction",
+    "data", "main", "label_fractions", "pretraining", "segmentation", "controls", "ablations", "sweep", "maesil_reconstruction",
     "maesil_datasets", "reconstruction",
 )  # fmt: skip
 FIGURES = ("reconstructions", "label_fractions", "training_curves", "sweep", "ablations", "cost_quality")

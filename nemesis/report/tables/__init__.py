@@ -5,6 +5,7 @@
     label_fractions         NEMESIS Table III: AUROC at every share of labels
     segmentation            Dice of fine-tuned networks, by organ
     controls                pretrained networks beside the same from scratch, and from scratch at matched compute
+    pretraining             what every network was pretrained for and by, and what its pretext reaches on held-out patients
     ablations               NEMESIS Table IV: variants of one method
     sweep                   NEMESIS Table V: embedding width × mask ratio
     maesil_reconstruction   MAESIL Table II: PSNR and SSIM of the whole
@@ -28,6 +29,7 @@ from nemesis.report.tables.data import data_table
 from nemesis.report.tables.frozen import fractions_table, main_table
 from nemesis.report.tables.maesil import maesil_datasets_table, maesil_table
 from nemesis.report.tables.measured import PROTOCOLS, Measured, read_measured
+from nemesis.report.tables.pretraining import pretraining_table
 from nemesis.report.tables.reconstruction import reconstruction_table
 from nemesis.report.tables.segmentation import segmentation_table
 from nemesis.report.tables.sweep import sweep_table
@@ -52,6 +54,7 @@ def tables(measured: Measured) -> list[Table]:
         data_table(measured),
         main_table(measured),
         fractions_table(measured),
+        pretraining_table(measured),
         segmentation_table(measured),
         controls_table(measured),
         ablations_table(measured),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from nemesis.evaluation.cost import FLOP_PER_MAC, PASSES_PER_STEP
 from nemesis.evaluation.statistics import (
     EasyNegatives,
     Estimate,
@@ -43,6 +46,17 @@ MEASURES = {  # of a superpatch: input masked, region, metric
 }
 
 Entries = Sequence[Mapping[str, Any]]  # the runs (seeds) of one label
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a pretraining took: steps, samples, voxels of scans that the network saw, and FLOP (forward and backward). All None
+    where nothing was pretrained here."""
+
+    steps: int | None
+    samples: float | None
+    voxels: float | None
+    flop: float | None
 
 
 @dataclass(frozen=True)
@@ -92,6 +106,18 @@ class Measured:
     def dice(self, runs: Sequence[pd.DataFrame], reference: Sequence[pd.DataFrame] = ()) -> Estimate:
         """See :func:`nemesis.evaluation.statistics.mean_over_organs`."""
         return mean_over_organs(runs, reference, self.spec["bootstrap"], self.spec["seed"])
+
+    def budget(self, entries: Entries) -> Budget:
+        """What these networks were pretrained for."""
+        recipes = [self.identities[entry["run"]]["pretraining"] for entry in entries]
+        if not entries or None in recipes:
+            return Budget(*(None,) * 4)
+        settings = self.identities[entries[0]["run"]]["settings"]
+        samples = float(np.mean([recipe["steps"] * recipe["batch_size"] for recipe in recipes]))
+        rows = self.rows_of(entries).groupby("metric")["value"].mean()
+        macs, voxels = (float(rows[name]) if name in rows else math.nan for name in ("pretext_macs", "sample_voxels"))
+        passes = PASSES_PER_STEP + bool(settings.get("recompute"))
+        return Budget(recipes[0]["steps"], samples, samples * voxels, FLOP_PER_MAC * passes * macs * samples)
 
     def rows_of(self, entries: Entries, **conditions: Any) -> pd.DataFrame:
         """The rows of these runs whose columns have these values."""

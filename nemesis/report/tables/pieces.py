@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -88,6 +89,16 @@ def pair(first: float | None, second: float | None, digits: int, more: int, sign
 def measured_text(record: Mapping[str, Any], text: str) -> str:
     """The text of a figure, or why there is none."""
     return text if record["status"] == MEASURED else str(record["status"])
+
+
+def scaled(value: float | None) -> str:
+    """A large number with three digits and a prefix of the SI: 210 M, 1.33 P."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    for factor, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * factor:
+            return f"{value / factor:#.3g}".rstrip(".") + f" {prefix}"
+    return f"{value:.3g}"
 
 
 def p_text(value: float | None) -> str:
