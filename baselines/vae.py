@@ -78,6 +78,7 @@ class VariationalAutoEncoder(Method[VariationalSettings]):
             channels=list(s.channels),
             strides=[2] * len(s.channels),
             num_res_units=s.residual_units,
+            use_sigmoid=False,  # voxels are mostly at either end of the window, where a sigmoid's gradient vanishes
             use_mean_at_inference=True,  # MONAI's default decodes mean + deviation
         )
 

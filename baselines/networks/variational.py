@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Variational(NamedTuple):
-    """reconstruction (B, 1, D, H, W) in [0, 1]; mean and log_variance (B, latent) of the posterior, in single precision."""
+    """reconstruction (B, 1, D, H, W); mean and log_variance (B, latent) of the posterior, in single precision."""
 
     reconstruction: Tensor
     mean: Tensor
