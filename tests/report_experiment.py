@@ -114,7 +114,7 @@ def make_experiment(root: Path, datasets: tuple[str, ...] = ("phantom",)) -> dic
         ],
         "audit": str(root / "audit.json"),
         "transductive": 0,
-        "bootstrap": 200,
+        "bootstrap": 300,
         "seed": 0,
         "runs": runs,
     }

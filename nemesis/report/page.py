@@ -150,7 +150,8 @@ def _methods(spec: Mapping[str, Any], tables: Path) -> Iterator[str]:
             if reference not in here or not row["difference"]:
                 continue
             start = f"{reference} ({number(here[reference]['auroc'], 3)})"
-            end = f"{label} ({number(row['auroc'], 3)}) by the {name}: difference in AUROC {_reversed(row, 'difference')}"
+            how = "after fine-tuning" if protocol == "finetune" else f"by the {name}"
+            end = f"{label} ({number(row['auroc'], 3)}) {how}: difference in AUROC {_reversed(row, 'difference')}"
             if not row["difference_low"]:
                 yield f"{start} beside {end}; too few patients for an interval."
                 continue

@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from nemesis.contract import small_method
 
 from baselines.networks.nnformer import Encoder, MaskedNnFormer, NnFormer, enlarged
 from baselines.networks.nnformer_shape import Shape
 from baselines.networks.windows import Block, WindowAttention, Windows, relative_places
+from nemesis.contract import small_method
 from nemesis.method import Batch, create
 from nemesis.models.keyed import Keys
 

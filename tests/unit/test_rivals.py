@@ -4,8 +4,8 @@ import io
 
 import pytest
 import torch
-from small_methods import small_method
 
+from nemesis.contract import small_method
 from nemesis.method import Batch, create
 from nemesis.models.keyed import Keys
 

@@ -51,10 +51,10 @@ def test_scores_are_those_of_the_statistics(report):
     measured = _measured(report)
     ours, theirs = (measured.scores(measured.labels("methods")[label]) for label in ("NEMESIS", "Random ViT"))
     row = next(r for r in _rows(report) if (r["method"], r["protocol"]) == ("Random ViT", "linear"))
-    estimate = summarise(theirs, "linear", 1.0, resamples=200, seed=0)
+    estimate = summarise(theirs, "linear", 1.0, resamples=report.spec["bootstrap"], seed=0)
     assert float(row["auroc"]) == pytest.approx(estimate.point, rel=1e-9)
     assert float(row["auroc_low"]) == pytest.approx(estimate.low, rel=1e-9)
-    gap = paired_difference(theirs, ours, "linear", 1.0, resamples=200, seed=0)
+    gap = paired_difference(theirs, ours, "linear", 1.0, resamples=report.spec["bootstrap"], seed=0)
     assert float(row["difference"]) == pytest.approx(gap.point, rel=1e-9)
     assert float(row["difference_high"]) == pytest.approx(gap.high, rel=1e-9)
 
@@ -120,7 +120,9 @@ def test_a_table_speaks_of_intervals_only_where_one_is_printed(report):
     few = [f"phantom/s{n:02}" for n in range(4)]
     measured = _measured(report)
     small = {run: frame[frame["patient"].isin(few)] for run, frame in measured.reconstructions.items()}
-    fewer = _with_predictions(replace(measured, reconstructions=small), lambda frame: frame[frame["patient"].isin(few)])
+    tuned = {run: frame[frame["patient"].isin(few)] if len(frame) else frame for run, frame in measured.segmentations.items()}
+    small_measured = replace(measured, reconstructions=small, segmentations=tuned)
+    fewer = _with_predictions(small_measured, lambda frame: frame[frame["patient"].isin(few)])
     for found, expected in ((fewer, set()), (measured, set(TABLES) - {"data"})):
         for printed in (Table.markdown, Table.latex, Table.html):
             assert {name for name, table in _tables(found).items() if "% CI]" in printed(table)} == expected
@@ -195,7 +197,7 @@ def test_a_method_that_ran_but_cannot_be_scored_says_so(report):
     found = _tables(_with_predictions(measured, lambda frame: frame.assign(truth=False)))
     main, fractions = found["main"], found["label_fractions"]
     assert {(row[1], row[3]) for row in main.rows} == {
-        ("linear probe", "not scorable"), ("k-NN", "not scorable"), ("fine-tune", "not run"),
+        ("linear probe", "not scorable"), ("k-NN", "not scorable"), ("fine-tuned", "not scorable"), ("fine-tuned", "not run"),
     }  # fmt: skip
     assert set(main.data["status"]) == {"not scorable", "not run"}
     assert fractions.rows[0][4:] == ["not scorable"] * 2

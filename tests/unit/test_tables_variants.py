@@ -59,8 +59,8 @@ def test_figures_of_a_variant_are_those_of_the_statistics(report):
     row = next(r for r in _rows(report, "ablations") if r["variant"] == "axis alone")
     own, base = measured.scores(labels["axis alone"]), measured.scores(labels["as configured"])
     for name, estimate in (
-        ("auroc", summarise(own, "linear", 1.0, resamples=200)),
-        ("difference", paired_difference(own, base, "linear", 1.0, resamples=200)),
+        ("auroc", summarise(own, "linear", 1.0, resamples=report.spec["bootstrap"])),
+        ("difference", paired_difference(own, base, "linear", 1.0, resamples=report.spec["bootstrap"])),
     ):
         told = [float(row[f"{name}{end}"]) for end in ("", "_low", "_high")]
         assert told == pytest.approx([estimate.point, estimate.low, estimate.high], rel=1e-9)
@@ -185,7 +185,10 @@ def test_figures_of_a_cell(report):
     measured = _measured(report)
     row = _cell(sweep_table(measured), 96, 0.5)
     entries = measured.labels("sweep")["E 96, r 0.5"]
-    estimate, f1 = (summarise(measured.scores(entries), "linear", 1.0, metric, resamples=200) for metric in ("auroc", "f1"))
+    estimate, f1 = (
+        summarise(measured.scores(entries), "linear", 1.0, metric, resamples=report.spec["bootstrap"])
+        for metric in ("auroc", "f1")
+    )
     assert (row["auroc"], row["auroc_low"], row["f1"]) == pytest.approx((estimate.point, estimate.low, f1.point))
     own = measured.rows[measured.rows["run"] == entries[0]["run"]]
     assert row["validation_auroc"] == pytest.approx(own[own["metric"] == "validation_auroc"]["value"].mean())

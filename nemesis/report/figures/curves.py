@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 def label_fractions(table: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
     """AUROC against the share of labels, a panel for each protocol; bands are the intervals of ``label_fractions.csv``."""
     measured = table[table["auroc"].notna()]
-    probed = [protocol for protocol in PROTOCOLS if (measured["protocol"] == protocol).any()]
-    if not probed:
+    shares = measured.groupby("protocol")["label_fraction"].nunique()
+    if shares.empty:
         return sentence("No probe was scored.")
+    # a protocol at a single share has no curve, and a panel only beside others of that kind
+    probed = [protocol for protocol in PROTOCOLS if shares.get(protocol, 0) >= min(2, shares.max())]
     figure, row = panels(len(probed), (2.1 + 3.0 * len(probed), 3.4), sharey=True)
     named: dict[str, Any] = {}
     look = styles(spec)
