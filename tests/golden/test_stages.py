@@ -190,12 +190,18 @@ def test_methods(name):
         pytest.skip(f"{name} has no golden file yet: NEMESIS_UPDATE_GOLDEN=1 writes it")
     method = small_method(name)
     network = with_fixed_weights(method.build())
-    edge = method.draw().edge
+    edge = method.superpatch
     voxels, keys, values = 0.5 + 0.5 * wave(2, 1, edge, edge, edge), Keys.at(3, 7, [0, 5]), {}
     with torch.no_grad():
         values["features"] = summary(method.encode(network, voxels))
         if method.card.pretext:
-            loss = method.pretext_loss(network, Batch(voxels, keys))
+            seen = 0.5 + 0.5 * wave(2, 1, *method.draw().size)
+            classes = known = None
+            if method.card.uses_labels:
+                count = len(method.settings.classes)
+                classes = (seen * (count + 1)).clamp_max(count).to(torch.uint8)
+                known = torch.tensor([[True] * count, [True] + [False] * (count - 1)])
+            loss = method.pretext_loss(network, Batch(seen, keys, classes, known))
             values["loss"] = loss.total.item()
             values |= {f"monitor {key}": value.item() for key, value in sorted(loss.monitors.items())}
         if method.card.reconstructs:
