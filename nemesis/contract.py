@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SMALLEST_EDGE = 16  # voxels; of a superpatch that is checked, where the method accepts it
-STEPS, LEARNING_RATE, LOWER = 12, 1e-3, 0.9  # of a training on one batch, and what it is to reach of the first loss
+SAMPLES, STEPS, LEARNING_RATE, LOWER = 4, 12, 1e-3, 0.9  # of a training on one batch, and what it is to reach of the first loss
+VOLUMES, VOLUME_STEPS = 2, 4  # the same of a method that draws whole volumes, each of which is many crops
 CLASSES = ("first", "second")  # that a method learns which uses labels and names none
 
 
@@ -170,16 +171,17 @@ def a_few_steps_lower_the_loss(method: Method[Any]) -> None:
     network = built(method).train()
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=LEARNING_RATE)
     losses = []
-    for step in range(STEPS):
+    samples, steps = (VOLUMES, VOLUME_STEPS) if isinstance(method.draw(), WholeVolume) else (SAMPLES, STEPS)
+    for step in range(steps):
         torch.manual_seed(step)
-        loss = method.pretext_loss(network, batch_of(method, 4)).total
+        loss = method.pretext_loss(network, batch_of(method, samples)).total
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(loss.item())
     _promise(
         losses[-1] < LOWER * losses[0],
-        f"{STEPS} steps of AdamW at {LEARNING_RATE:g} on one batch bring the loss from {losses[0]:.4g} to {losses[-1]:.4g} only",
+        f"{steps} steps of AdamW at {LEARNING_RATE:g} on one batch bring the loss from {losses[0]:.4g} to {losses[-1]:.4g} only",
     )
 
 

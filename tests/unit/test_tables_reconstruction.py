@@ -54,7 +54,7 @@ def test_reconstruction_takes_the_mean_over_seeds(report, measured):
     first, second = (frame["value"].mean() for frame in frames)
     assert second - first == pytest.approx(0.25)
     assert float(row["psnr_masked"]) == pytest.approx((first + second) / 2)
-    estimate = mean_over_superpatches(frames, 200)
+    estimate = mean_over_superpatches(frames, report.spec["bootstrap"])
     assert [float(row[f"psnr_masked_{end}"]) for end in ("low", "high")] == pytest.approx([estimate.low, estimate.high])
     assert float(row["psnr_visible_mean"]) == pytest.approx(float(row["psnr_masked"]) - 3)
     assert float(row["psnr_stitched"]) == pytest.approx(float(row["psnr_masked_easy_in"]) + 2.25)
@@ -104,7 +104,7 @@ def test_datasets_are_told_apart_and_together(two_datasets):
     frames = _of(read_measured(spec, root / "collected"), "MAESIL", True, "psnr", "masked")
     for row in rows:
         own = [f if "+" in row["dataset"] else f[f["dataset"] == row["dataset"]] for f in frames]
-        estimate = mean_over_superpatches(own, 200)
+        estimate = mean_over_superpatches(own, spec["bootstrap"])
         told = [float(row[f"psnr_masked{end}"]) for end in ("", "_low", "_high")]
         assert told == pytest.approx([estimate.point, estimate.low, estimate.high])
         assert row["n_patients"] == ("10" if "+" in row["dataset"] else "5")
@@ -118,7 +118,7 @@ def test_what_hides_is_judged_pasted_and_what_does_not_on_the_whole_input(report
     for label, masked in (("NEMESIS", True), ("Auto_encoder & co", False)):
         for metric in ("psnr", "ssim"):
             frames = _of(measured, label, masked, metric)
-            estimate = mean_over_superpatches(frames, 200)
+            estimate = mean_over_superpatches(frames, report.spec["bootstrap"])
             told = [float(rows[label][f"{metric}{end}"]) for end in ("", "_low", "_high")]
             assert told == pytest.approx([estimate.point, estimate.low, estimate.high])
         assert rows[label]["input_masked"] == str(masked)

@@ -66,7 +66,7 @@ def test_figures_of_a_variant_are_those_of_the_statistics(report):
         assert told == pytest.approx([estimate.point, estimate.low, estimate.high], rel=1e-9)
     every = measured.reconstructions[labels["axis alone"][0]["run"]]
     masked = every[every["input_masked"] & (every["region"] == "masked") & (every["metric"] == "psnr") & ~every["easy"]]
-    psnr = mean_over_superpatches([masked], 200)
+    psnr = mean_over_superpatches([masked], report.spec["bootstrap"])
     assert float(row["psnr_masked"]) == pytest.approx(masked["value"].mean(), rel=1e-9)
     assert float(row["psnr_masked_high"]) == pytest.approx(psnr.high, rel=1e-9)
     assert float(row["effective_mask_ratio"]) == 0.75
@@ -78,7 +78,7 @@ def test_an_interval_by_hand(report):
     every = measured.reconstructions[measured.labels("ablations")["no noise"][0]["run"]]
     ssim = every[every["input_masked"] & (every["metric"] == "ssim") & ~every["easy"]].astype({"patient": str})
     by_patient = [group["value"].to_numpy() for _, group in ssim.groupby("patient")]
-    drawn = np.random.default_rng(0).multinomial(10, np.full(10, 0.1), size=200)
+    drawn = np.random.default_rng(0).multinomial(10, np.full(10, 0.1), size=report.spec["bootstrap"])
     means = [np.concatenate([by_patient[p] for p in np.repeat(np.arange(10), weight)]).mean() for weight in drawn]
     row = next(r for r in _rows(report, "ablations") if r["variant"] == "no noise")
     told = [float(row["ssim_whole_low"]), float(row["ssim_whole_high"])]
