@@ -225,7 +225,9 @@ def _evaluation_folder(
     for o, organ in enumerate(ORGANS):
         rows.append({"organ": organ, "metric": "prevalence", "easy_negatives": "out", "value": float(truth[~easy, o].mean())})
     costs = {"parameters": 1e6 * skill, "encode_macs": 1e8 * skill, "pretext_macs": 2e8 * skill if skill > 0.5 else None}
-    units = {"parameters": "parameters"}
+    if method != "random_vit":
+        costs |= {"sample_voxels": 16**3, "trained_psnr": 10 * skill, "untrained_psnr": 5.0}
+    units = {"parameters": "parameters", "sample_voxels": "voxels", "trained_psnr": None, "untrained_psnr": None}
     rows += [{"metric": m, "unit": units.get(m, "MAC"), "value": value} for m, value in costs.items() if value is not None]
     rows += _score_rows(pd.DataFrame(columns))
     each = RECONSTRUCTIONS.empty_table()

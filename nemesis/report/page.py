@@ -68,7 +68,7 @@ SECTIONS = (  # in the order of reading
     Section("Sweep", ("sweep",), ("sweep",)),
     Section("Reconstruction", ("maesil_reconstruction", "maesil_datasets", "reconstruction"), ("reconstructions",)),
     Section("Cost", figures=("cost_quality",)),
-    Section("Training", figures=("training_curves",)),
+    Section("Pretraining", ("pretraining",), ("training_curves",)),
 )
 
 

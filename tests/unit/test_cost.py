@@ -206,7 +206,7 @@ def test_a_method_that_reads_numbers_on_its_way_is_counted_on_the_cpu(read):
     rows = _cost_rows(reading)
     assert rows == _cost_rows(plain)
     assert [(row["metric"], row["unit"]) for row in rows] == [
-        ("encode_macs", "MAC"), ("pretext_macs", "MAC"), ("parameters", "parameters"),
+        ("encode_macs", "MAC"), ("pretext_macs", "MAC"), ("parameters", "parameters"), ("sample_voxels", "voxels"),
     ]  # fmt: skip
     assert all(row["value"] > 0 for row in rows)
 

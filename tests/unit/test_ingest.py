@@ -305,7 +305,7 @@ def test_a_view_is_the_stored_scan_at_another_spacing(tmp_path, counted):
         ingest(*arguments, view=spacing)
     verdict = json.loads(views.read_text())["cases"][0]
     assert counted == ["a", "b"]
-    assert verdict["stem"].endswith("@1.5x1x3") and verdict["kind"] == "none" and verdict["spacing"] == list(spacing)
+    assert verdict["stem"].endswith("@1.5x1x3") and verdict["kind"] == "exhaustive" and verdict["spacing"] == list(spacing)
     seen = StoredVolume(tmp_path / "store" / f"{verdict['stem']}.hu.b2nd").whole()
     np.testing.assert_array_equal(seen, resample(Volume(body(), (3.0, 2.0, 1.5), RAS), None, spacing)[0].hu)
     write_index([views], tmp_path / "index.parquet")

@@ -71,3 +71,16 @@ def test_without_fine_tuning_the_tables_say_so_and_nothing_else_changes(report, 
         if row["status"] == "measured" and row["protocol"] != "finetune":
             same = after[row["method"], row["protocol"]]
             assert float(row["auroc"]) == pytest.approx(same.auroc) and float(row["auroc_low"]) == pytest.approx(same.auroc_low)
+
+
+def test_pretraining_says_what_was_spent_and_what_it_reached(report):
+    measured = read_measured(report.spec, report.collected)
+    table = next(table for table in tables(measured) if table.name == "pretraining")
+    rows = table.data.set_index("method")
+    recipe = measured.identities[next(e["run"] for e in report.spec["runs"] if e["label"] == "NEMESIS")]["pretraining"]
+    samples = recipe["steps"] * recipe["batch_size"]
+    assert rows.loc["NEMESIS", "voxels"] == samples * 16**3
+    assert rows.loc["NEMESIS", "untrained"] == 5.0 < rows.loc["NEMESIS", "trained"]
+    macs = measured.rows_of([e for e in report.spec["runs"] if e["label"] == "NEMESIS"], metric="pretext_macs")["value"]
+    assert rows.loc["NEMESIS", "flop"] == pytest.approx(6 * macs.mean() * samples)
+    assert rows.loc["Random ViT", "status"] == "not pretrained" and "not pretrained" in table.markdown()

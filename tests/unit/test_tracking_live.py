@@ -154,7 +154,7 @@ def logged(client, experiment):
 def shown(client, run):
     """The curve of a run in MLflow, as the lines of its JSONL hold it."""
     points = {}
-    for monitor in ("learning_rate", "loss", "psnr"):
+    for monitor in ("learning_rate", "loss", "psnr", "psnr_masked"):
         for metric in client.get_metric_history(run.info.run_id, monitor):
             points.setdefault(metric.step, {"step": metric.step})[monitor] = metric.value
     return [points[step] for step in sorted(points)]

@@ -42,5 +42,5 @@ rule pretrain_method:
         " --pool {input.pool:q} --index {input.index:q} --device {resources.device}"
         " --workers {resources.loader_workers} --state-every {resources.state_every}"
         " --track {resources.track:q} --label {resources.label:q}"
-        " --weights {resources.weights:q}"
+        " --weights={resources.weights:q}"
         " 2>&1 | tee {log:q}"

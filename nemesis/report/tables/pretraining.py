@@ -8,6 +8,7 @@ import pandas as pd
 
 from nemesis.evaluation.rows import TRAINED, UNTRAINED
 from nemesis.report.collect import of_part
+from nemesis.report.leakage import NOTE as LEAKAGE_NOTE
 from nemesis.report.render import MISSING, Table, number
 from nemesis.report.tables.measured import Entries, Measured
 from nemesis.report.tables.pieces import MEASURED, Record, configuration_note, pools_text, scaled
@@ -29,13 +30,15 @@ def pretraining_table(measured: Measured) -> Table:
     records: list[Record] = []
     for label, entries in measured.labels("methods").items():
         budget = measured.budget(entries)
-        told: Record = {"method": label, "status": _status(measured, entries), "seeds": len(entries)}
+        told: Record = {"method": label, "leakage": measured.leakage(entries), "status": _status(measured, entries)}
+        told["seeds"] = len(entries)
         told |= {"steps": budget.steps, "samples": budget.samples, "voxels": budget.voxels, "flop": budget.flop}
         told["parameters"] = _mean(measured, entries, "parameters")
         found = [_record(measured, entries, name) for name in _monitors(measured, entries)]
         records += [told | record for record in found or [{"monitor": None, "untrained": None, "trained": None}]]
     columns = (
-        "method", "parameters", "steps", "voxels seen", "FLOP", "its pretext, on held-out patients", "untrained", "trained",
+        "method", "leakage", "parameters", "steps", "voxels seen", "FLOP", "its pretext, on held-out patients", "untrained",
+        "trained",
     )  # fmt: skip
     printed = []
     for r in records:
@@ -44,7 +47,7 @@ def pretraining_table(measured: Measured) -> Table:
             spent = (r["status"], MISSING, MISSING)
         monitor = MONITORS.get(r["monitor"], r["monitor"]) or MISSING
         reached = (_text(r[name]) for name in ("untrained", "trained"))
-        printed.append((r["method"], scaled(r["parameters"]), *spent, monitor, *reached))
+        printed.append((r["method"], r["leakage"], scaled(r["parameters"]), *spent, monitor, *reached))
     equal = {"voxels": "the same number of voxels", "flop": "the same FLOP", "steps": "the same number of steps"}
     notes = [
         f"Every pretraining gets {equal[spec['config'].get('budget', 'voxels')]}, but where an entry of the configuration names "
@@ -53,10 +56,11 @@ def pretraining_table(measured: Measured) -> Table:
         "Untrained: the same network as it was initialised. A broken objective leaves both alike. All are means over fixed "
         "samples of the evaluation pool, drawn and masked as in training; each method's numbers are its own, and compare with no "
         "other's.",
+        LEAKAGE_NOTE,
         configuration_note(spec),
     ]
     title = "Pretraining: budgets, and what the pretexts reach"
-    return Table("pretraining", title, pools_text(spec), columns, printed, notes, pd.DataFrame(records), text_columns=1)
+    return Table("pretraining", title, pools_text(spec), columns, printed, notes, pd.DataFrame(records), text_columns=2)
 
 
 def _status(measured: Measured, entries: Entries) -> str:
