@@ -88,9 +88,12 @@ class Suprem(Method[SupremSettings]):
 
     def build(self) -> nn.Module:
         """See :meth:`Method.build`; without classes (published weights alone need none) it has one output."""
+        from baselines.networks.heads import start_rare
         from baselines.networks.ras import HouseAxes
 
-        return HouseAxes(self._backbone(max(1, len(self.settings.classes))), *EDGES[self.settings.backbone])
+        backbone = self._backbone(max(1, len(self.settings.classes)))
+        start_rare(backbone.get_submodule(LAST[self.settings.backbone]))
+        return HouseAxes(backbone, *EDGES[self.settings.backbone])
 
     def _backbone(self, classes: int) -> nn.Module:
         s, width = self.settings, self.feature_size
@@ -148,12 +151,16 @@ class Suprem(Method[SupremSettings]):
 
         from torch import nn
 
+        from baselines.networks.heads import start_rare
+
         # other modules on the same weights: the network keeps its own last layer
         shared = {id(tensor): tensor for tensor in itertools.chain(network.parameters(), network.buffers())}
         segmenter = copy.deepcopy(network, shared)
         parent, _, name = f"backbone.{LAST[self.settings.backbone]}".rpartition(".")
         old = segmenter.get_submodule(f"{parent}.{name}")
-        setattr(segmenter.get_submodule(parent), name, nn.Conv3d(old.in_channels, classes, 1).to(old.weight))
+        new = nn.Conv3d(old.in_channels, classes, 1).to(old.weight)
+        start_rare(new)
+        setattr(segmenter.get_submodule(parent), name, new)
         return segmenter
 
     def load_published(self, network: Any, path: Path) -> Matched:

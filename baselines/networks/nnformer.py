@@ -13,12 +13,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from baselines.networks.heads import start_rare
 from baselines.networks.nnformer_shape import Shape
 from baselines.networks.windows import Block, Windows
 from nemesis.models.architecture import Size
 
 RESOLUTIONS = 3  # that deep supervision looks at
-PRIOR = 0.01  # what an untrained network gives as the probability of an organ, which fills about that share of a crop or less
 
 
 class Stage(nn.Module):
@@ -182,10 +182,8 @@ class NnFormer(nn.Module):
         self.levels = nn.ModuleList(Level(shape, stage) for stage in range(shape.stages - 1))
         supervised = range(min(RESOLUTIONS, max(1, shape.stages - 1)))
         self.heads = nn.ModuleList(Expanding(shape.widths[stage], classes, shape.patch) for stage in supervised)
-        for (
-            head
-        ) in self.heads:  # from 0.5 the first steps would only lower all logits, and Dice's gradient with them, to nearly 0
-            nn.init.constant_(cast(Expanding, head).convolution.bias, math.log(PRIOR / (1 - PRIOR)))  # type: ignore[arg-type]
+        for head in self.heads:
+            start_rare(cast(Expanding, head).convolution)
         rates = torch.linspace(0, drop_path, sum(shape.depths), device="cpu")
         for number, of_stage in enumerate(torch.split(rates, list(shape.depths))):
             cast(Stage, encoder.stages[number]).drop_paths(of_stage.tolist())
