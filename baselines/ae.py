@@ -33,7 +33,7 @@ class AutoEncoder(Method[AutoEncoderSettings]):
         title="AE",
         paper="MAESIL: Masked Autoencoder for Enhanced Self-supervised Medical Image Learning, Table II",
         licence="MIT (network: MONAI, Apache-2.0)",
-        version=1,
+        version=2,
         pretext=True,
         reconstructs=True,
         smallest_input=16,
@@ -62,8 +62,14 @@ class AutoEncoder(Method[AutoEncoderSettings]):
         return PretextLoss(mse, {"psnr": -10.0 * (mse.detach() + 1e-8).log10()})
 
     def encode(self, network: Any, voxels: Tensor) -> Tensor:
-        """See :meth:`Method.encode`: the bottleneck, averaged over space."""
-        return network.encode(voxels).mean(dim=(2, 3, 4))
+        """See :meth:`Method.encode`: mean and maximum of the bottleneck over space, joined.
+
+        The mean alone says little of maps that were normalised over this very space.
+        """
+        import torch
+
+        bottleneck = network.encode(voxels)
+        return torch.cat([bottleneck.mean(dim=(2, 3, 4)), bottleneck.amax(dim=(2, 3, 4))], dim=1)
 
     def reconstruct(self, network: Any, voxels: Tensor, keys: Keys | None) -> Reconstruction:
         """See :meth:`Method.reconstruct`; there is no mask, whatever the keys."""
