@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from nemesis.errors import Fault, NemesisError
 from nemesis.files import write_text
+from nemesis.report.page import environment
 from nemesis.report.results import VARIABLE, open_results
 
 if TYPE_CHECKING:
@@ -56,7 +57,6 @@ def run_notebook(experiment: Path, notebook: Path, out: Path) -> None:
 
 
 def _page(content: NotebookNode, experiment: str, name: str) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from nbconvert import HTMLExporter
 
     # Only the cells are Jupyter's: its own page fetches scripts from elsewhere.
@@ -64,7 +64,4 @@ def _page(content: NotebookNode, experiment: str, name: str) -> str:
         template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True, exclude_anchor_links=True
     )
     body, _ = exporter.from_notebook_node(content)
-    environment = Environment(
-        loader=PackageLoader("nemesis.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("notebook.html").render(experiment=experiment, name=name, body=body)
+    return environment().get_template("notebook.html").render(experiment=experiment, name=name, body=body)

@@ -68,14 +68,19 @@ def check_regular(path: Path, root: Path | None) -> int:
     return found.st_size
 
 
+def leads_out(name: str) -> bool:
+    """Whether a path that a file or a configuration names may lie outside of the folder that it is relative to."""
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts
+
+
 def beside(header: Path, name: str, root: Path | None) -> Path:
     """The data file that a header names, which must lie in the header's folder or beneath it.
 
     Raises:
         NemesisError: the name leads elsewhere, or nothing is there.
     """
-    parts = PurePosixPath(name).parts
-    if not parts or PurePosixPath(name).is_absolute() or ".." in parts:
+    if not PurePosixPath(name).parts or leads_out(name):
         what = f"says that its voxels are in {name!r}, outside of its folder"
         raise refusal(header, what, "Put the data file beside it, and its bare name into the header.")
     path = header.parent / name

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from nemesis.data.formats.nrrd import MAGIC
+from nemesis.data.formats.raster import leads_out
 from nemesis.data.formats.text import LONGEST
 
 NAMED = re.compile(rb"(?:^|\n)(?:ElementDataFile *=|data ?file:)[ \t]*([^\r\n]*)(.*)", re.S | re.I)
@@ -28,5 +29,4 @@ def files_beside(path: Path) -> list[str]:
         return []
     lines = found[2].splitlines() if found[1].split()[:1] == [b"LIST"] else [found[1]]
     names = [line.strip().decode("utf-8", "replace") for line in lines if line.strip()]
-    inside = [name for name in names if ".." not in PurePosixPath(name).parts and not PurePosixPath(name).is_absolute()]
-    return [name for name in inside if name.isprintable()]
+    return [name for name in names if not leads_out(name) and name.isprintable()]

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nemesis.data.cases import Kind
-from nemesis.data.formats.raster import check_regular
+from nemesis.data.formats.raster import check_regular, leads_out
 from nemesis.data.listings.listing import Listing
 from nemesis.data.listings.patterns import Pattern
 from nemesis.datasets import NnunetFolder
@@ -166,7 +166,7 @@ def _training(content: dict[str, Any], broken: Any) -> list[tuple[str, str]] | N
             raise broken("`training` holds something else than pairs of `image` and `label`")
         image, label = (PurePosixPath(text).as_posix() for text in texts)
         for path in (image, label):
-            if path.startswith("/") or ".." in path.split("/") or "\0" in path:
+            if leads_out(path) or "\0" in path:
                 raise broken(f"`training` names {path!r:.80}, which leads out of its folder", "Write paths inside of it.")
         pairs.append((image, label))
     if len({image for image, _ in pairs}) < len(pairs):

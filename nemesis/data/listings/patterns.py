@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from nemesis.data.formats.raster import leads_out
+
 HIDDEN = re.compile(r"\.|__MACOSX$")  # the folder holds what archives of macOS say of their files
 
 
@@ -22,7 +24,7 @@ class Pattern:
 
     @property
     def leaves(self) -> bool:
-        return self.text.startswith("/") or ".." in self.text.split("/")
+        return leads_out(self.text)
 
     @property
     def weight(self) -> int:
