@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SMALLEST_EDGE = 16  # voxels; of a superpatch that is checked, where the method accepts it
-SAMPLES, STEPS, LEARNING_RATE, LOWER = 4, 12, 1e-3, 0.9  # of a training on one batch, and what it is to reach of the first loss
+SAMPLES, STEPS, LEARNING_RATE, LOWER = 4, 12, 1e-3, 0.97  # of a training on one batch, and what it is to reach of the first loss
 VOLUMES, VOLUME_STEPS = 2, 4  # the same of a method that draws whole volumes, each of which is many crops
 CLASSES = ("first", "second")  # that a method learns which uses labels and names none
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -29,9 +28,9 @@ class Fault:
 
 
 def printable(text: str) -> str:
-    """The text with control characters and undecodable bytes written out: a file's name may hold any, and steer a terminal."""
-    shown = (c if unicodedata.category(c)[0] != "C" else c.encode("unicode_escape").decode() for c in text)
-    return text if text.isprintable() else "".join(shown)
+    """The text with control characters, odd spaces and undecodable bytes written out: a file's name may hold any, and steer a
+    terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str, prefix: str = "") -> str:
