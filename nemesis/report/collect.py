@@ -7,7 +7,7 @@ predictions.parquet   what probes and fine-tuned networks predicted for every su
 segmentations.parquet   Dice of every organ and scan by fine-tuned networks (nemesis.evaluation.finetune), with the run
 reconstructions.parquet   how well every superpatch was reconstructed, with the run; a row group per run
 curves.parquet        run, step, monitor, value: the training curves
-timings.parquet       run, stage, name, value, text: wall-clock and memory, which no table of quality ever sees
+timings.parquet       run, stage, name, value, text: wall-clock and memory, which no table but that of cost ever sees
 audit.parquet         pairs of scans that are one, or of one patient (nemesis.data.audit): pools, first, second, why, score
 trials.parquet        of an adaptive sweep alone: its trials, as nemesis.sweep.search left them
 experiment.json       the specification of all these: plans of other configurations may lie beside them in the experiment's

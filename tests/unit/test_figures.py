@@ -20,6 +20,7 @@ from nemesis.report.figures import (
     counted,
     draw_figures,
     label_fractions,
+    pretexts_figure,
     sweep_figure,
     training_curves,
 )
@@ -404,6 +405,31 @@ def test_variants_stand_by_group_with_a_line_at_the_method_as_configured(report)
 def test_a_measure_without_figures_has_no_panel(report):
     (axes,) = ablations_figure(printed(report, "ablations").assign(psnr_masked=np.nan), report.spec).axes
     assert axes.get_xlabel() == "AUROC, 95 % interval"
+
+
+# --------------------------------------------------------------------------------------------------------- pretexts
+
+
+def test_pretexts_go_from_untrained_to_trained_in_a_panel_for_each_number(report):
+    table, methods = printed(report, "pretraining"), of_part(report.spec, "methods")
+    more = pd.DataFrame([{"method": "NEMESIS", "monitor": "kl", "untrained": 900.0, "trained": 20.0}])
+    figure = pretexts_figure(pd.concat([table, more]), methods)
+    panels = {axes.get_xlabel(): axes for axes in figure.axes if axes.get_visible()}
+    assert set(panels) == {"PSNR, all voxels (dB)", "KL to the prior (nats)"}
+    for name, axes in panels.items():
+        monitor = "psnr" if name.startswith("PSNR") else "kl"
+        rows = pd.concat([table, more])
+        rows = rows[rows["monitor"] == monitor]
+        assert ticks(axes.yaxis) == list(rows["method"])
+        points = [(line.get_xdata()[0], line.get_markerfacecolor() == "white") for line in axes.lines]
+        ends = zip(rows["untrained"], rows["trained"], strict=True)
+        assert points == [point for before, after in ends for point in ((before, True), (after, False))]
+    assert set(legend_of(figure)) == {"untrained", "trained"}
+
+
+def test_without_measured_pretexts_the_figure_says_so(report):
+    table = printed(report, "pretraining").assign(trained=np.nan)
+    assert "No pretext" in " ".join(text.get_text() for text in pretexts_figure(table, of_part(report.spec, "methods")).texts)
 
 
 # ------------------------------------------------------------------------------------------------------------- cost

@@ -35,7 +35,12 @@ def test_a_sweep_computes_only_what_is_new_and_a_lost_file_costs_only_itself(pla
     (place.run_folder("random_vit") / "checkpoint.safetensors").unlink()  # what was measured on it is there
     assert place.plan().jobs == {}
 
-    tables = {file.name: file.read_bytes() for file in (tiny / "tables").iterdir()}
+    tables = _tables(tiny)
     shutil.rmtree(tiny / "tables")
     assert place.snakemake().rc == 0
-    assert {file.name: file.read_bytes() for file in (tiny / "tables").iterdir()} == tables
+    assert _tables(tiny) == tables
+
+
+def _tables(folder):
+    """All but that of cost, which says what the clock said."""
+    return {file.name: file.read_bytes() for file in (folder / "tables").iterdir() if file.stem != "cost"}

@@ -73,20 +73,20 @@ def styles(spec: Mapping[str, Any]) -> dict[str, Style]:
     return found
 
 
-def panels(columns: int = 1, size: tuple[float, float] = (7.0, 3.4), **options: Any) -> tuple[Figure, list[Axes]]:
-    """A row of empty panels with a light grid along y; ``options`` are those of ``Figure.subplots``."""
+def panels(columns: int = 1, size: tuple[float, float] = (7.0, 3.4), rows: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
+    """Empty panels, row by row, with a light grid along y; ``options`` are those of ``Figure.subplots``."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, facecolor="white", layout="constrained")
-    row: list[Axes] = list(figure.subplots(1, columns, squeeze=False, **options)[0])
-    for axes in row:
+    found: list[Axes] = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+    for axes in found:
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(which="both", labelsize=TEXT)
         axes.xaxis.label.set_fontsize(TEXT)
         axes.yaxis.label.set_fontsize(TEXT)
-    return figure, row
+    return figure, found
 
 
 def make_logarithmic(axes: Axes, axis: Literal["xaxis", "yaxis"], write: str | Formatter) -> None:

@@ -31,6 +31,7 @@ from nemesis.report.tables.pieces import (
     pair,
     partly_note,
     pools_text,
+    scaled,
     share,
     sizes_text,
     spread,
@@ -66,6 +67,8 @@ def main_table(measured: Measured) -> Table:
         gap = None
         if reference is not None and label != reference and None not in (auroc.point, seen[reference, protocol].point):
             gap = measured.difference(own, labels[reference], protocol, fraction)
+        budget = measured.budget(own)
+        record |= {"pretraining_voxels": budget.voxels, "pretraining_flop": budget.flop}
         records.append(record | difference_figures(gap) | counts(auroc) | {"seeds": len(own)})
     add_holm(records)
     for row in unmatched(spec, papers, records, "protocol"):
@@ -76,6 +79,7 @@ def main_table(measured: Measured) -> Table:
     columns = (
         "method", "protocol", "leakage", "AUROC [95 % CI]", "published", "Δ published", "F1 at 0.5 / tuned", "published F1",
         "average precision", f"Δ AUROC to {name} [95 % CI]", "p (Holm)", "AUROC with easy negatives",
+        "pretraining: voxels / FLOP",
     )  # fmt: skip
     printed = []
     for r in records:
@@ -86,7 +90,7 @@ def main_table(measured: Measured) -> Table:
             number(r["auroc_minus_published"], 3, sign=True),
             pair(r["f1"], r["f1_tuned"], 3, 3), number(r["published_f1"], 3), number(r["average_precision"], 3),
             interval(r, "difference", 3, sign=True) if compared else "reference", p_text(r["difference_p_holm"]),
-            number(r["auroc_easy_in"], 3),
+            number(r["auroc_easy_in"], 3), _spent(r),
         ))  # fmt: skip
     fraction, tuned = measured.fractions[-1], "finetune" in probed
     also = f", and by networks fine-tuned at {share(largest['finetune'])} of them" if tuned else ""
@@ -168,6 +172,12 @@ def fractions_table(measured: Measured) -> Table:
 def _record(method: str, protocol: str, status: str, fraction: float | None = None, leakage: str | None = None) -> Record:
     record: Record = {"method": method, "protocol": protocol, "status": status, "leakage": leakage}
     return record if fraction is None else record | {"label_fraction": fraction}
+
+
+def _spent(record: Record) -> str:
+    """What was pretrained on, and for how much computing."""
+    voxels, flop = record["pretraining_voxels"], record["pretraining_flop"]
+    return MISSING if voxels is None else f"{scaled(voxels)} / {scaled(flop)}"
 
 
 def _status(measured: Measured, estimate: Estimate, entries: Entries, protocol: str, fraction: float) -> str:

@@ -73,6 +73,7 @@ class Measured:
     reconstructions: Mapping[str, pd.DataFrame]
     audit: pd.DataFrame
     segmentations: Mapping[str, pd.DataFrame]
+    timings: pd.DataFrame
     trials: pd.DataFrame | None = None
 
     def labels(self, part: Part) -> dict[str, Entries]:
@@ -222,6 +223,7 @@ def read_measured(spec: Mapping[str, Any], collected: Path) -> Measured:
         _by_run(collected / "reconstructions.parquet", ids, ["run", "dataset", "patient", "region", "metric"]),
         pd.read_parquet(collected / "audit.parquet"),
         _by_run(collected / "segmentations.parquet", ids, []),
+        pd.read_parquet(collected / "timings.parquet"),
         pd.read_parquet(trials) if trials.is_file() else None,
     )
 

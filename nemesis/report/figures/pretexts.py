@@ -1,0 +1,58 @@
+"""What the pretexts reach on held-out patients, untrained and trained: a panel for each kind of number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from nemesis.report.figures.style import GREY, TEXT, legend, panels, sentence, styles
+from nemesis.report.tables.pretraining import MONITORS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+PER_ROW = 3
+
+
+def pretexts_figure(table: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
+    """From what an untrained network gets (hollow) to what the trained one gets (filled); a broken objective goes nowhere.
+
+    Args:
+        table: pretraining.csv.
+        spec: of the methods; see :func:`nemesis.report.collect.collect`.
+    """
+    from matplotlib.lines import Line2D
+
+    measured = table[table["trained"].notna()]
+    monitors = [name for name in MONITORS if (measured["monitor"] == name).any()]
+    if not monitors:
+        return sentence("No pretext of this experiment was measured on held-out patients.")
+    look = styles(spec)
+    most = int(measured[measured["monitor"].isin(monitors)].groupby("monitor").size().max())
+    rows = -(-len(monitors) // PER_ROW)
+    across = min(len(monitors), PER_ROW)
+    figure, grid = panels(across, (0.6 + 3.3 * across, rows * (1.0 + 0.26 * most) + 0.3), rows=rows)
+    for axes, monitor in zip(grid, monitors, strict=False):
+        here = measured[measured["monitor"] == monitor].to_dict("records")
+        for y, row in enumerate(here):
+            style = look[row["method"]]
+            axes.annotate(
+                "", (row["trained"], y), (row["untrained"], y),
+                arrowprops={"arrowstyle": "-|>", "color": style.colour, "linewidth": 1.2, "shrinkA": 3, "shrinkB": 3},
+            )  # fmt: skip
+            axes.plot(row["untrained"], y, "o", color=style.colour, markerfacecolor="white", markersize=5, zorder=3)
+            axes.plot(row["trained"], y, "o", color=style.colour, markersize=5, zorder=3)
+        axes.set_yticks(range(len(here)), [row["method"] for row in here], fontsize=TEXT)
+        axes.set_ylim(max(len(here), 2) - 0.4, -0.6)
+        axes.margins(x=0.12)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", visible=False)
+        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+        axes.set_xlabel(MONITORS[monitor])
+    for axes in grid[len(monitors) :]:
+        axes.set_visible(False)
+    look_of: dict[str, Any] = {"marker": "o", "color": GREY, "linestyle": "none"}
+    shown = {"untrained": Line2D([], [], markerfacecolor="white", **look_of), "trained": Line2D([], [], **look_of)}
+    legend(figure, shown, "outside lower center", columns=2)
+    return figure
