@@ -29,11 +29,13 @@ def pretexts_figure(table: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
     if not monitors:
         return sentence("No pretext of this experiment was measured on held-out patients.")
     look = styles(spec)
-    most = int(measured[measured["monitor"].isin(monitors)].groupby("monitor").size().max())
-    rows = -(-len(monitors) // PER_ROW)
+    counts = measured["monitor"].value_counts()
     across = min(len(monitors), PER_ROW)
-    figure, grid = panels(across, (0.6 + 3.3 * across, rows * (1.0 + 0.26 * most) + 0.3), rows=rows)
-    for axes, monitor in zip(grid, monitors, strict=False):
+    tallest = [max(2, *counts[monitors[at : at + across]]) for at in range(0, len(monitors), across)]
+    heights = [0.9 + 0.24 * n for n in tallest]
+    size = (0.6 + 3.3 * across, 0.4 + sum(heights))
+    figure, grid = panels(across, size, rows=len(heights), height_ratios=heights)
+    for place, (axes, monitor) in enumerate(zip(grid, monitors, strict=False)):
         here = measured[measured["monitor"] == monitor].to_dict("records")
         for y, row in enumerate(here):
             style = look[row["method"]]
@@ -44,7 +46,7 @@ def pretexts_figure(table: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
             axes.plot(row["untrained"], y, "o", color=style.colour, markerfacecolor="white", markersize=5, zorder=3)
             axes.plot(row["trained"], y, "o", color=style.colour, markersize=5, zorder=3)
         axes.set_yticks(range(len(here)), [row["method"] for row in here], fontsize=TEXT)
-        axes.set_ylim(max(len(here), 2) - 0.4, -0.6)
+        axes.set_ylim(tallest[place // across] - 0.4, -0.6)
         axes.margins(x=0.12)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
