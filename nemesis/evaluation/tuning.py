@@ -79,7 +79,7 @@ class Tuning(Generic[S]):
         steps: of each training; the recipe's, or more of a control.
         selects: try every learning rate and take the best look; else the fixed learning rate and the last step.
         seed: of dropout.
-        path: where the state is saved; it is removed by :meth:`forget`.
+        path: where the state is saved; whoever asked removes it when all is done.
         device: of the module.
         precision: of the arithmetic.
     """
@@ -116,10 +116,6 @@ class Tuning(Generic[S]):
             remedy = "Lower finetune.learning_rates (fixed_learning_rate), or use precision: 32-true"
             raise TrainingError(Fault(self.path.stem, what, remedy))
         return Tuned(**state.best)
-
-    def forget(self) -> None:
-        """Remove the state."""
-        self.path.unlink(missing_ok=True)
 
     def _train(self, trial: int, state: _State, left: float) -> float:
         module, recipe, rate = self.task.module(), self.recipe, self.rates[trial]
