@@ -13,7 +13,8 @@ from nemesis.config import Preparation
 from nemesis.data.samples import Labelling
 from nemesis.data.scans import Scans
 from nemesis.data.superpatches import evaluation_superpatches
-from nemesis.evaluation.downstream import cost_rows, matched_steps, segmenter_macs
+from nemesis.evaluation.cost import MethodCost
+from nemesis.evaluation.downstream import cost_rows, matched_steps, pretraining_macs, segmenter_macs
 from nemesis.evaluation.organs import LabelledScans, SegmentationTask, dice
 from nemesis.evaluation.presence import Presence, Windows, masked_bce
 from nemesis.evaluation.statistics import mean_over_organs
@@ -123,6 +124,15 @@ def test_costs_are_counted_by_hand():
         "downstream_steps": 10, "downstream_trials": 2, "downstream_voxels": 70, "downstream_flop": 300,
         "pretraining_flop": 600,
     }  # fmt: skip
+    assert "pretraining_flop" not in {r["metric"] for r in cost_rows("pretrained", 10, 2, 5.0, 7.0, None, "finetune")}
+
+
+def test_what_published_weights_cost_is_not_taken_for_nothing():
+    cost = MethodCost(encode=5, pretext=7, parameters=1, features=1)
+    recipe = {"steps": 10, "batch_size": 4}
+    assert pretraining_macs({"pretraining": recipe}, cost) == 10 * 4 * 7
+    assert pretraining_macs({"pretraining": None}, cost) == 0
+    assert pretraining_macs({"pretraining": None, "weights": {"file": "theirs.pt"}}, cost) is None
 
 
 def test_the_mean_over_organs_weighs_every_organ_alike_and_differences_are_paired():
