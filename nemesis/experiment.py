@@ -178,7 +178,10 @@ class Experiment:
 
     @cached_property
     def tunings(self) -> dict[str, tuple[Run, Arm]]:
-        """The jobs of fine-tuning, by name (<run>/<arm>): the methods' first seeds, with the controls of what was trained."""
+        """The jobs of fine-tuning, by name (<run>/<arm>): the methods' first seeds, with the controls of what was trained.
+
+        What published weights cost nobody says: their network is trained from scratch, but not at matched compute.
+        """
         recipe = self.config.finetune
         if recipe is None:
             return {}
@@ -188,7 +191,8 @@ class Experiment:
             if run.part != "methods" or (recipe.seeds is not None and seeds[run.label] == recipe.seeds):
                 continue
             seeds[run.label] += 1
-            arms: list[Arm] = ["pretrained", *(recipe.controls if run.trains else ())]
+            controls = [c for c in recipe.controls if run.trains or (run.weights is not None and c == "scratch")]
+            arms: list[Arm] = ["pretrained", *controls]
             found |= {f"{run.id}/{arm}": (run, arm) for arm in arms}
         return found
 

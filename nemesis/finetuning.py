@@ -54,7 +54,8 @@ class Finetuning(Section):
     controls: Annotated[list[Control], Different] = key(
         [],
         "Controls of every pretrained method: `scratch`, the same network from random weights by the same recipe, and "
-        "`scratch_matched`, the same for so many steps more that it has cost as much as pretraining and fine-tuning together",
+        "`scratch_matched`, the same for so many steps more that it has cost as much as pretraining and fine-tuning together "
+        "(not of published weights: nobody says what they cost)",
     )
     warmup_fraction: float = key(0.1, "Share of the steps with linear warm-up, before a cosine to 0", "[0, 1]", ge=0, le=1)
     weight_decay: float = key(0.05, "Weight decay of AdamW", ge=0)

@@ -294,7 +294,8 @@ def _steps(config: Config, method: Method[Any], recipe: Pretraining, material: M
 
 def _reference(config: Config) -> Method[Any]:
     """The method whose FLOP all get: NEMESIS, or the first that is pretrained."""
-    created = [create(entry.name, entry.settings, config.superpatch) for entry in config.methods if entry.weights is None]
+    entries = [(f"methods[{place}]", entry) for place, entry in enumerate(config.methods) if entry.weights is None]
+    created = [create(entry.name, entry.settings, config.superpatch, where) for where, entry in entries]
     trained = [method for method in created if method.card.pretext]
     return next((method for method in trained if method.card.name == "nemesis"), trained[0])
 

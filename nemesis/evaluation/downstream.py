@@ -13,17 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nemesis.evaluation.cost import BATCH, FLOP_PER_MAC, PASSES_PER_STEP, MethodCost, by_torch, method_cost
+from nemesis.evaluation.cost import BATCH, FLOP_PER_MAC, PASSES_PER_STEP, MethodCost, by_torch
 from nemesis.finetuning import Arm
 from nemesis.method import Method
-
-
-def counted(method: Method[Any]) -> MethodCost:
-    """:func:`nemesis.evaluation.cost.method_cost`, computed on the CPU where a network reads numbers on its way."""
-    try:
-        return method_cost(method)
-    except (RuntimeError, TypeError):
-        return method_cost(method, device="cpu")
 
 
 def segmenter_macs(method: Method[Any], classes: int) -> int:
@@ -45,9 +37,11 @@ def segmenter_macs(method: Method[Any], classes: int) -> int:
         return on("cpu")
 
 
-def pretraining_macs(identity: Mapping[str, Any], cost: MethodCost) -> int:
-    """MAC of all forward passes of a run's pretraining; 0 where there was none."""
+def pretraining_macs(identity: Mapping[str, Any], cost: MethodCost) -> int | None:
+    """MAC of all forward passes of a run's pretraining; 0 where there was none, None of published weights: nobody says it."""
     recipe = identity["pretraining"]
+    if "weights" in identity:
+        return None
     return recipe["steps"] * recipe["batch_size"] * (cost.pretext or 0) if recipe else 0
 
 
@@ -57,14 +51,14 @@ def matched_steps(steps: int, pretraining: int, of_step: float) -> int:
 
 
 def cost_rows(
-    arm: Arm, steps: int, trials: int, of_step: float, voxels: float, pretraining: int, protocol: str
+    arm: Arm, steps: int, trials: int, of_step: float, voxels: float, pretraining: int | None, protocol: str
 ) -> Iterator[dict[str, Any]]:
     """Of an arm: steps, voxels and FLOP of one of its trainings, how many the search took, and the FLOP of its pretraining.
 
     Args:
         of_step: MAC of a step's forward passes.
         voxels: that a step shows.
-        pretraining: MAC of the forward passes of pretraining, which count for the pretrained arm alone.
+        pretraining: MAC of the forward passes of pretraining, which count for the pretrained arm alone; None: not known.
     """
     flop = FLOP_PER_MAC * PASSES_PER_STEP
     figures = {
@@ -72,7 +66,8 @@ def cost_rows(
         "downstream_trials": ("trainings", trials),
         "downstream_voxels": ("voxels", steps * voxels),
         "downstream_flop": ("FLOP", flop * steps * of_step),
-        "pretraining_flop": ("FLOP", flop * pretraining if arm == "pretrained" else 0),
     }
+    if arm != "pretrained" or pretraining is not None:
+        figures["pretraining_flop"] = ("FLOP", flop * (pretraining or 0) if arm == "pretrained" else 0)
     for metric, (unit, value) in figures.items():
         yield {"protocol": protocol, "metric": metric, "unit": unit, "value": float(value)}

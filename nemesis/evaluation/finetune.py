@@ -30,7 +30,8 @@ from nemesis.data.samples import Labelling
 from nemesis.data.scans import Scans
 from nemesis.data.superpatches import evaluation_superpatches
 from nemesis.errors import Fault, NemesisError
-from nemesis.evaluation.downstream import cost_rows, counted, matched_steps, pretraining_macs, segmenter_macs
+from nemesis.evaluation.cost import counted
+from nemesis.evaluation.downstream import cost_rows, matched_steps, pretraining_macs, segmenter_macs
 from nemesis.evaluation.organs import LabelledScans, SegmentationTask
 from nemesis.evaluation.presence import Presence, PresenceTask, Windows
 from nemesis.evaluation.problems import (
@@ -218,7 +219,9 @@ class _Job:
     def _steps(self, of_step: float) -> int:
         if self.arm != "scratch_matched":
             return self.recipe.steps
-        return matched_steps(self.recipe.steps, pretraining_macs(self.spec["identity"], self.cost), of_step)
+        pretraining = pretraining_macs(self.spec["identity"], self.cost)
+        assert pretraining is not None  # of published weights there is no such control
+        return matched_steps(self.recipe.steps, pretraining, of_step)
 
     def _where(self, task: Task, problem: Problem) -> tuple[Path, torch.device, Precision]:
         name = f"{task}-f{problem.fraction:g}-d{problem.draw}-k{problem.fold}.pt"

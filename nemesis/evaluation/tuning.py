@@ -45,8 +45,8 @@ class Task(Protocol[S]):
         """A scalar with gradient."""
 
     def validate(self, module: nn.Module) -> float:
-        """How good the module, in evaluation mode, is on the inner validation's patients: the higher the better, NaN where
-        they do not tell."""
+        """How good the module, in evaluation mode, is on the inner validation's patients: the higher the better, NaN where what
+        it says is not finite."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Tuning(Generic[S]):
         steps: of each training; the recipe's, or more of a control.
         selects: try every learning rate and take the best look; else the fixed learning rate and the last step.
         seed: of dropout.
-        path: where the state is saved; it is removed by :meth:`forget`.
+        path: where the state is saved; whoever asked removes it when all is done.
         device: of the module.
         precision: of the arithmetic.
     """
@@ -101,7 +101,7 @@ class Tuning(Generic[S]):
             until: stop after so many steps of this call, with the state saved, as if killed there; for tests.
 
         Raises:
-            TrainingError: no learning rate gave finite weights.
+            TrainingError: no learning rate gave finite weights and predictions.
         """
         state = _State(**(load_state(self.path, torch.device("cpu")) or {}))
         if state.trial or state.step:
@@ -116,10 +116,6 @@ class Tuning(Generic[S]):
             remedy = "Lower finetune.learning_rates (fixed_learning_rate), or use precision: 32-true"
             raise TrainingError(Fault(self.path.stem, what, remedy))
         return Tuned(**state.best)
-
-    def forget(self) -> None:
-        """Remove the state."""
-        self.path.unlink(missing_ok=True)
 
     def _train(self, trial: int, state: _State, left: float) -> float:
         module, recipe, rate = self.task.module(), self.recipe, self.rates[trial]
@@ -156,7 +152,8 @@ class Tuning(Generic[S]):
         return left
 
     def _look(self, module: nn.Module, state: _State, rate: float, step: int, loss: float) -> bool:
-        """Whether the training may go on: False where it has diverged, which leaves it without a say."""
+        """Whether the training may go on: False where it has diverged, which leaves it without a say, as does a network whose
+        predictions are not finite though its weights are."""
         score = math.nan
         finite = math.isfinite(loss) and all(bool(p.isfinite().all()) for p in module.parameters())
         if finite and self.selects:
@@ -167,7 +164,8 @@ class Tuning(Generic[S]):
         what = f"validation {score:.4f}" if self.selects and finite else "" if finite else "diverged"
         print(f"{self.path.stem}: rate {rate:g}, step {step}/{self.steps}, loss {loss:.4f} {what}".rstrip(), flush=True)
         best = state.best
-        if finite and (best is None or score >= best["validation"] or math.isnan(best["validation"])):
+        tells = finite and not (self.selects and math.isnan(score))
+        if tells and (best is None or not self.selects or score >= best["validation"]):
             weights = {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
             state.best = {"weights": weights, "learning_rate": rate, "step": step, "validation": score}
         return finite

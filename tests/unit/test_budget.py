@@ -69,6 +69,12 @@ def test_equal_steps_and_equal_flop():
     assert found["AE"]["steps"] * 4 * 100 == pytest.approx(40 * 16 * 300)
 
 
+def test_a_fault_of_the_method_that_sets_the_flop_is_told_once():
+    with pytest.raises(NemesisError) as error:
+        plan_runs(config_of({"name": "nemesis", "settings": {"patch": 5}}, "ae", budget="flop"), MATERIAL)
+    assert [fault.where for fault in error.value.faults] == ["methods[0]"]
+
+
 def test_the_budget_is_no_part_of_a_run(known):
     entries = ("nemesis", "ae")
     one, other = (plan_runs(config_of(*entries, budget=budget), MATERIAL) for budget in ("voxels", "steps"))

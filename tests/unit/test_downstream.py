@@ -13,10 +13,14 @@ from nemesis.config import Preparation
 from nemesis.data.samples import Labelling
 from nemesis.data.scans import Scans
 from nemesis.data.superpatches import evaluation_superpatches
-from nemesis.evaluation.downstream import cost_rows, matched_steps, segmenter_macs
+from nemesis.errors import NemesisError
+from nemesis.evaluation.cost import MethodCost
+from nemesis.evaluation.downstream import cost_rows, matched_steps, pretraining_macs, segmenter_macs
 from nemesis.evaluation.organs import LabelledScans, SegmentationTask, dice
 from nemesis.evaluation.presence import Presence, Windows, masked_bce
 from nemesis.evaluation.statistics import mean_over_organs
+from nemesis.evaluation.tuning import Tuning
+from nemesis.finetuning import Finetuning
 from nemesis.method import Settings
 
 
@@ -64,6 +68,38 @@ def test_windows_are_the_superpatches_of_the_table(cohort, scans):
     # through a view of the same voxels nothing changes but where a superpatch is cut at the scan's end
     seen, whose = Windows(scans.scans, scans.scans, table, 16).read([0])
     assert torch.equal(seen[0], voxels[1]) and whose.tolist() == [0]
+
+
+class Told:
+    """A task whose looks say what they are told."""
+
+    def __init__(self, looks):
+        self.looks = iter(looks)
+
+    def module(self):
+        return torch.nn.Linear(1, 1)
+
+    def sample(self, step):
+        return torch.ones(1, 1)
+
+    def loss(self, module, sample):
+        return module(sample).square().mean()
+
+    def validate(self, module):
+        return next(self.looks)
+
+
+@pytest.mark.parametrize(("looks", "taken"), [([math.nan, 0.4, 0.3], 2), ([0.4, 0.5, math.nan], 2), ([0.1, 0.2, 0.2], 3)])
+def test_the_best_look_is_taken_and_one_that_says_nothing_has_no_say(tmp_path, looks, taken):
+    recipe = Finetuning(steps=3, checks=3, learning_rates=[1e-3])
+    tuned = Tuning(Told(looks), recipe, 3, True, 0, tmp_path / "state.pt", torch.device("cpu"), "32-true").run()
+    assert tuned.step == taken and tuned.validation == looks[taken - 1]
+
+
+def test_predictions_that_are_never_finite_are_told(tmp_path):
+    recipe = Finetuning(steps=2, checks=2, learning_rates=[1e-3])
+    with pytest.raises(NemesisError, match="gives finite figures"):
+        Tuning(Told([math.nan] * 2), recipe, 2, True, 0, tmp_path / "state.pt", torch.device("cpu"), "32-true").run()
 
 
 def test_dice_by_hand():
@@ -123,6 +159,15 @@ def test_costs_are_counted_by_hand():
         "downstream_steps": 10, "downstream_trials": 2, "downstream_voxels": 70, "downstream_flop": 300,
         "pretraining_flop": 600,
     }  # fmt: skip
+    assert "pretraining_flop" not in {r["metric"] for r in cost_rows("pretrained", 10, 2, 5.0, 7.0, None, "finetune")}
+
+
+def test_what_published_weights_cost_is_not_taken_for_nothing():
+    cost = MethodCost(encode=5, pretext=7, parameters=1, features=1)
+    recipe = {"steps": 10, "batch_size": 4}
+    assert pretraining_macs({"pretraining": recipe}, cost) == 10 * 4 * 7
+    assert pretraining_macs({"pretraining": None}, cost) == 0
+    assert pretraining_macs({"pretraining": None, "weights": {"file": "theirs.pt"}}, cost) is None
 
 
 def test_the_mean_over_organs_weighs_every_organ_alike_and_differences_are_paired():

@@ -421,3 +421,11 @@ def test_what_a_control_is_asked_says_nothing_of_the_checkpoint_nor_of_the_other
     assert one.finetune_spec(name) == both.finetune_spec(name)
     assert "checkpoint" not in one.finetune_spec(name)
     assert {name.rpartition("/")[2] for name in both.tunings if name.startswith("random_vit")} == {"pretrained"}
+
+
+def test_published_weights_have_a_control_from_scratch_but_none_at_a_compute_that_nobody_says(planned, tmp_path):
+    (tmp_path / "resnet_50.pth").write_bytes(b"weights")
+    entry = {"name": "resnet3d", "weights": str(tmp_path / "resnet_50.pth")}
+    found = planned(methods=[AE, entry], finetune={"controls": ["scratch", "scratch_matched"]}).tunings
+    assert {arm for run, arm in found.values() if run.weights} == {"pretrained", "scratch"}
+    assert {arm for run, arm in found.values() if not run.weights} == {"pretrained", "scratch", "scratch_matched"}

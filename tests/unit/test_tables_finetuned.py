@@ -2,11 +2,13 @@
 
 import copy
 import csv
+from dataclasses import replace
 
 import pytest
 
 from nemesis.report.tables import read_measured, tables
 from nemesis.report.tables.pieces import scaled
+from nemesis.report.tables.segmentation import segmentation_table
 
 
 def rows_of(report, name):
@@ -52,6 +54,23 @@ def test_segmentation_is_printed_by_organ_and_compared_with_the_own_start_where_
     assert first["dice_gallbladder"] == "" and first["n_patients"] == "6"
     assert first["against"] == "own from scratch" and float(first["difference_low"]) <= float(first["difference"])
     assert rows[1]["against"] == "" and rows[1]["difference"] == ""
+
+
+def test_notes_tell_the_recipe_that_all_share_and_rows_the_steps_of_the_matched_control(report):
+    for name in ("controls", "segmentation"):
+        assert "alike for all: 60 steps of 4" in text_of(report, name)
+
+
+@pytest.mark.parametrize(
+    ("identity", "printed"),
+    [({}, "not pretrained"), ({"weights": {"file": "theirs.pt", "sha256": "0"}}, "published weights")],
+)
+def test_what_was_not_pretrained_here_is_not_called_so(report, identity, printed):
+    measured = read_measured(report.spec, report.collected)
+    run = next(e["run"] for e in report.spec["runs"] if e["method"] == "ae")
+    other = {**measured.identities[run], "pretraining": None} | identity
+    found = segmentation_table(replace(measured, identities={**measured.identities, run: other}))
+    assert [row[1] for row in found.rows] == [printed, "from scratch", "from scratch, matched compute"]
 
 
 def test_without_fine_tuning_the_tables_say_so_and_nothing_else_changes(report, tmp_path):

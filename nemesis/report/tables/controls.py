@@ -101,9 +101,10 @@ def controls_table(measured: Measured) -> Table:
     )
     notes = [
         *tuning_notes(measured, *(protocol_of(task, arm) for task in SCORES for arm in ARMS)),
-        "From scratch: started from the random weights that pretraining started from. Matched compute: trained for so many steps "
-        "more that a training costs what pretraining and fine-tuning cost together. TFLOP: 10¹² FLOP of one training, counted on "
-        "the network (2 per multiply–accumulate, three passes a step); the search takes as many trainings for every arm.",
+        "From scratch: started from random weights, those that pretraining started from where it ran here. Matched compute: "
+        "trained for so many steps more that a training costs what pretraining and fine-tuning cost together; what published "
+        "weights cost is not known. TFLOP: 10¹² FLOP of one training, counted on the network (2 per multiply–accumulate, three "
+        "passes a step); the search takes as many trainings for every arm.",
         intervals_told(spec, seen),
         "Differences are paired over the same patients; p is adjusted within this table after Holm; neither holds how much "
         "another seed would change.",

@@ -22,7 +22,8 @@ def tuning_notes(measured: Measured, *protocols: str) -> list[str]:
         return []
     config = measured.spec["config"]
     recipe, folds = config["finetune"], config["probe"]["folds"]
-    steps = sorted({f"{value:.0f}" for value in rows[rows["metric"] == "downstream_steps"]["value"]}, key=int)
+    shared = rows[(rows["metric"] == "downstream_steps") & ~rows["protocol"].str.endswith("_scratch_matched")]
+    steps = sorted({f"{value:.0f}" for value in shared["value"]}, key=int)
     rates = ", ".join(f"{rate:g}" for rate in recipe["learning_rates"])
     looks = f"{recipe['checks']} look{'s' * (recipe['checks'] > 1)}"
     tested, draws = int(chosen["fold"].nunique()), int(chosen["draw"].nunique())

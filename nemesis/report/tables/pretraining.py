@@ -30,7 +30,7 @@ def pretraining_table(measured: Measured) -> Table:
     records: list[Record] = []
     for label, entries in measured.labels("methods").items():
         budget = measured.budget(entries)
-        told: Record = {"method": label, "leakage": measured.leakage(entries), "status": _status(measured, entries)}
+        told: Record = {"method": label, "leakage": measured.leakage(entries), "status": status(measured, entries)}
         told["seeds"] = len(entries)
         told |= {"steps": budget.steps, "samples": budget.samples, "voxels": budget.voxels, "flop": budget.flop}
         told["parameters"] = _mean(measured, entries, "parameters")
@@ -63,7 +63,8 @@ def pretraining_table(measured: Measured) -> Table:
     return Table("pretraining", title, pools_text(spec), columns, printed, notes, pd.DataFrame(records), text_columns=2)
 
 
-def _status(measured: Measured, entries: Entries) -> str:
+def status(measured: Measured, entries: Entries) -> str:
+    """Whether networks were pretrained here, come with published weights, or learnt nothing."""
     identity = measured.identities[entries[0]["run"]]
     if identity["pretraining"] is not None:
         return MEASURED

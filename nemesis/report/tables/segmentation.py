@@ -14,6 +14,7 @@ from nemesis.report.render import Table, interval, number
 from nemesis.report.tables.finetuned import tuning_cost, tuning_notes
 from nemesis.report.tables.measured import Measured
 from nemesis.report.tables.pieces import (
+    MEASURED,
     Record,
     add_holm,
     configuration_note,
@@ -25,6 +26,7 @@ from nemesis.report.tables.pieces import (
     share,
     without,
 )
+from nemesis.report.tables.pretraining import status
 
 NAME, TITLE = "segmentation", "Segmentation by fine-tuned networks"
 ABSENT = "No network of this experiment was fine-tuned to segment."
@@ -45,7 +47,9 @@ def segmentation_table(measured: Measured) -> Table:
             for arm, name in ARMS.items():
                 if not (runs := measured.segmented(entries, arm, fraction)):
                     continue
-                record: Record = {"method": label, "arm": name, "label_fraction": fraction}
+                origin = status(measured, entries)
+                weights = origin if arm == "pretrained" and origin != MEASURED else name
+                record: Record = {"method": label, "arm": weights, "label_fraction": fraction}
                 record["leakage"] = measured.leakage(entries) if arm == "pretrained" else None
                 seen.append(mean := measured.dice(runs))
                 record |= figures("dice", mean) | {f"dice_{organ}": value for organ, value in _by_organ(runs, organs).items()}
@@ -76,8 +80,8 @@ def segmentation_table(measured: Measured) -> Table:
     protocols = [protocol_of("segmentation", arm) for arm in ARMS]
     notes = [
         *tuning_notes(measured, *protocols),
-        "From scratch: the same network, started from the random weights that its pretraining started from; at matched compute "
-        "it trains for so many steps more that it costs what pretraining and fine-tuning cost together.",
+        "From scratch: the same network from random weights, those its pretraining started from where it ran here; at matched "
+        "compute it trains for so many steps more that it costs what pretraining and fine-tuning cost together.",
         intervals_told(spec, seen),
         "Δ is paired over the same patients; p is adjusted within this table after Holm; neither holds how much another seed "
         "would change.",
