@@ -8,5 +8,14 @@ TABLES = (
     "data", "main", "label_fractions", "pretraining", "segmentation", "controls", "ablations", "sweep", "maesil_reconstruction",
     "maesil_datasets", "reconstruction", "cost",
 )  # fmt: skip
-FIGURES = ("reconstructions", "label_fractions", "pretexts", "training_curves", "sweep", "ablations", "cost_quality")
+FIGURES = (
+    "reconstructions",
+    "label_fractions",
+    "segmentation",
+    "pretexts",
+    "training_curves",
+    "sweep",
+    "ablations",
+    "cost_quality",
+)
 NOTEBOOKS = ("data", "ablation_tables", "paper_figures")  # notebooks/<name>.ipynb

@@ -40,6 +40,8 @@ CAPTIONS = {
     "costs of superpatch sizes compare, but not their AUROC, which is on other superpatches. Small marks are trained for as many "
     "steps as their own table says; variants that cost the same as configured are left out. Right: one superpatch to its vector "
     "with nothing masked, and the forward pass of the pretext, decoder included.",
+    "segmentation": "Networks fine-tuned to segment, with the intervals of the table. Filled: from the weights that the method "
+    "gives; hollow: the same network from random ones.",
     "pretexts": "How well networks do what their pretext asks, on fixed samples of held-out patients, before pretraining and "
     "after it. Each method hides, crops or encodes in its own way: compare hollow with filled, not method with method.",
     "training_curves": "Pretext loss of every run of the methods. The losses of different methods are different quantities: "
@@ -65,7 +67,7 @@ SECTIONS = (  # in the order of reading
     Section("Data", ("data",)),
     Section("Main result", ("main",)),
     Section("Fewer labels", ("label_fractions",), ("label_fractions",)),
-    Section("Fine-tuning", ("segmentation", "controls")),
+    Section("Fine-tuning", ("segmentation", "controls"), ("segmentation",)),
     Section("Ablations", ("ablations",), ("ablations",)),
     Section("Sweep", ("sweep",), ("sweep",)),
     Section("Reconstruction", ("maesil_reconstruction", "maesil_datasets", "reconstruction"), ("reconstructions",)),

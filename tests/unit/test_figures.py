@@ -21,6 +21,7 @@ from nemesis.report.figures import (
     draw_figures,
     label_fractions,
     pretexts_figure,
+    segmentation_figure,
     sweep_figure,
     training_curves,
 )
@@ -430,6 +431,20 @@ def test_pretexts_go_from_untrained_to_trained_in_a_panel_for_each_number(report
 def test_without_measured_pretexts_the_figure_says_so(report):
     table = printed(report, "pretraining").assign(trained=np.nan)
     assert "No pretext" in " ".join(text.get_text() for text in pretexts_figure(table, of_part(report.spec, "methods")).texts)
+
+
+# ----------------------------------------------------------------------------------------------------- segmentation
+
+
+def test_segmentation_has_a_mark_for_every_start(report):
+    table = printed(report, "segmentation")
+    (axes,) = (figure := segmentation_figure(table, of_part(report.spec, "methods"))).axes
+    marks = [(line.get_xdata()[0], line.get_marker(), line.get_markerfacecolor() == "white") for line in axes.lines]
+    assert marks == list(zip(table["dice"], ("o", "o", "D"), (False, True, True), strict=True))
+    assert ticks(axes.yaxis) == ["Auto_encoder & co"] and axes.get_xlabel() == "mean Dice over organs, 95 % interval"
+    assert list(legend_of(figure)) == ["as its method starts it", "from scratch", "from scratch, matched compute"]
+    (told,) = segmentation_figure(table.iloc[:0], of_part(report.spec, "methods")).texts
+    assert "No network" in told.get_text()
 
 
 # ------------------------------------------------------------------------------------------------------------- cost

@@ -15,6 +15,7 @@ from nemesis.report.figures.cost import cost_quality, counted
 from nemesis.report.figures.curves import label_fractions, training_curves
 from nemesis.report.figures.pretexts import pretexts_figure
 from nemesis.report.figures.reconstructions import of_reference
+from nemesis.report.figures.segmentation import segmentation_figure
 from nemesis.report.figures.style import defaults, save
 from nemesis.report.figures.sweep import sweep_figure
 
@@ -29,7 +30,7 @@ def draw_figures(spec: Mapping[str, Any], collected: Path, tables: Path, out: Pa
     """
     import pandas as pd
 
-    drawn = ("main", "label_fractions", "pretraining", "ablations", "sweep")
+    drawn = ("main", "label_fractions", "segmentation", "pretraining", "ablations", "sweep")
     printed = {name: pd.read_csv(tables / f"{name}.csv") for name in drawn}
     curves, rows, runs = (pd.read_parquet(collected / f"{name}.parquet") for name in ("curves", "rows", "runs"))
     methods = of_part(spec, "methods")
@@ -37,6 +38,7 @@ def draw_figures(spec: Mapping[str, Any], collected: Path, tables: Path, out: Pa
         figures = {
             "reconstructions": of_reference(methods),
             "label_fractions": label_fractions(printed["label_fractions"], methods),
+            "segmentation": segmentation_figure(printed["segmentation"], methods),
             "pretexts": pretexts_figure(printed["pretraining"], methods),
             "training_curves": training_curves(curves, methods),
             "sweep": sweep_figure(printed["sweep"]),
