@@ -191,13 +191,18 @@ def _status(measured: Measured, estimate: Estimate, entries: Entries, protocol: 
 def _organs_note(spec: Mapping[str, Any], rows: pd.DataFrame, fraction: float) -> str:
     """Which organs are averaged, with the share of superpatches that hold them."""
     main = rows[rows["easy_negatives"] == "out"]
-    scored = set(main[(main["metric"] == "auroc") & (main["label_fraction"] == fraction)]["organ"])
+    scores = main[(main["metric"] == "auroc") & (main["label_fraction"] == fraction)]
+    scored = set(scores["organ"])
     shares = main[main["metric"] == "prevalence"].groupby("organ")["value"].first()
     organs = spec["config"]["organs"]
     told = ", ".join(f"{organ} {shares[organ]:.2f}" for organ in organs if organ in scored)
     left = [organ for organ in organs if organ not in scored]
     note = f"Mean over {len(scored)} organs, each with its prevalence: {told or 'none'}."
-    return note + (f" Without both classes in any test set, and left out: {', '.join(left)}." if left else "")
+    note += f" Without both classes in any test set, and left out: {', '.join(left)}." if left else ""
+    tuned = set(scores[scores["protocol"] == "finetune"]["organ"])
+    if tuned and tuned != scored:
+        note += f" Fine-tuned rows, of fewer test patients, lack {', '.join(organ for organ in organs if organ in scored - tuned)}."
+    return note
 
 
 def _seeds_note(measured: Measured, seen: Mapping[tuple[str, str], Estimate]) -> str:
