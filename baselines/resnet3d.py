@@ -88,7 +88,8 @@ class ResNet3D(Method[ResNetSettings]):
             what = f"is of a network with other {' and '.join(wrong)} than the settings say"
             remedy = "Set " + ", ".join(f"`{name}: {str(value).lower()}`" for name, value in OPTIONS.items()) + "."
             raise NemesisError(Fault(str(path), what, remedy))
-        return load_published(network, path, lambda name: None if name.startswith(("conv_seg.", "fc.")) else name, ["*"])
+        encoder = ["conv1.*", "bn1.*", "layer*"]
+        return load_published(network, path, lambda name: None if name.startswith(("conv_seg.", "fc.")) else name, encoder)
 
     def encode(self, network: Any, voxels: Tensor) -> Tensor:
         """See :meth:`Method.encode`: the last stage, averaged over space."""

@@ -231,6 +231,9 @@ def _variant(
 def _runs(config: Config, asked: _Asked, material: Material) -> list[Run]:
     entry, where = asked.entry, asked.where
     method = create(entry.name, entry.settings, asked.superpatch or config.superpatch, where)
+    if entry.weights is not None and entry.pretraining:
+        what = "changes the pretraining of a run that is not pretrained here, but judged with published weights"
+        raise NemesisError(Fault(f"{where}.pretraining", what, "Leave it or `weights` out."))
     trains = method.card.pretext and entry.weights is None
     learns = trains and method.card.uses_labels
     if learns:

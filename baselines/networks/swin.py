@@ -37,7 +37,7 @@ def refuse_other_swin(state: Mapping[str, Tensor], path: Path, feature_size: int
         raise NemesisError(Fault(str(path), what, remedy))
 
     embedding = state.get("swinViT.patch_embed.proj.weight")
-    if embedding is None:
+    if embedding is None or embedding.ndim != 5:
         refuse("holds no weights of a SwinUNETR (no swinViT.patch_embed.proj.weight)", "Give one of the files the card names.")
         return
     has_v2 = any(name.startswith("swinViT.layers1c.") for name in state)
@@ -60,6 +60,8 @@ def refuse_other_swin(state: Mapping[str, Tensor], path: Path, feature_size: int
             f"Set `feature_size: {len(embedding)}`.",
         )
     bias = state.get("swinViT.layers1.0.blocks.0.attn.relative_position_bias_table")
-    if bias is not None and len(bias) != (2 * window - 1) ** 3:  # under 5 % of the parameters, yet attention would be another
+    if (
+        bias is not None and bias.ndim == 2 and len(bias) != (2 * window - 1) ** 3
+    ):  # under 5 % of the parameters, yet attention would be another
         edge = (round(len(bias) ** (1 / 3)) + 1) // 2
         refuse(f"was trained with windows of {edge} tokens, the network has {window}", f"Set `window: {edge}`.")

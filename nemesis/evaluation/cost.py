@@ -251,7 +251,8 @@ def method_cost(method: Method[Any], count: Counter = by_torch, device: str = "m
     pretrain = None
     with torch.no_grad():
         encode = count(encoded, network.eval(), voxels((method.superpatch,) * 3)) // BATCH
-        if method.card.pretext:
+        # of published weights nobody names the organs that they were pretrained on: their pretext is not to be had here
+        if method.card.pretext and not (method.card.uses_labels and not method.settings.classes):
             pretrain = count(pretext, network.train(), voxels(method.draw().size)) // BATCH
     return MethodCost(encode, pretrain, parameters, features)
 

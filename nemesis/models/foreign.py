@@ -32,8 +32,9 @@ def read_published(path: Path) -> dict[str, Tensor]:
         NemesisError: no such file, damaged or truncated, carrying code, without weights, or naming one weight twice.
     """
     content = read_tensors(path, REMEDY)
-    while isinstance(content, Mapping) and (inner := next((c for c in CONTAINERS if isinstance(content.get(c), Mapping)), None)):
-        content = content[inner]
+    for _ in CONTAINERS:  # one in another, but not for ever: a file can hold itself
+        if isinstance(content, Mapping):
+            content = next((content[c] for c in CONTAINERS if isinstance(content.get(c), Mapping)), content)
     if not isinstance(content, Mapping):
         raise _refusal(path, f"holds no weights by name, but a {type(content).__name__}")
     state: dict[str, Tensor] = {}
@@ -69,20 +70,23 @@ def adopt(
         encoder: glob patterns of the network's own names that make up its encoder.
 
     Raises:
-        NemesisError: two weights are given one name, values are not finite, or under 95 % of the encoder's parameters (by count)
-            are found, or one of its running statistics is not, without which its weights say something else.
+        NemesisError: two weights are given one name, values are not finite, under 95 % of the encoder's parameters (by count) are
+            found, or one of its running statistics is not, without which its weights say something else, or over 5 % of the
+            parameters of the file's encoder have no place in the network's.
         ValueError: no parameter of the network matches ``encoder``.
     """
     own = network.state_dict()
     skipped, unknown, misshapen, found = [], [], [], {}
+    homeless = 0.0  # of the file's numbers: in its encoder by name, and without a place in this one
     for key, value in state.items():
         name = rename(key)
         if name is None:
             skipped.append(key)
         elif name not in own:
             unknown.append(key)
-        elif own[name].shape != value.shape:
-            misshapen.append(f"{name} ({_shape(value)}, here {_shape(own[name])})")
+            homeless += value.numel() * _matches(name, encoder)
+        elif not _fits(value, own[name]):
+            misshapen.append(f"{name} ({_form(value)}, here {_form(own[name])})")
         elif name in found:
             raise _refusal(path, f"holds two weights for '{name}', the second of them '{key}'")
         else:
@@ -92,16 +96,22 @@ def adopt(
     counts = {name: p.numel() for name, p in network.named_parameters() if _matches(name, encoder)}
     if not counts:
         raise ValueError(f"no parameter of the network matches {', '.join(encoder)}")
-    share = sum(n for name, n in counts.items() if name in found) / sum(counts.values())
+    total = sum(counts.values())
+    share = sum(n for name, n in counts.items() if name in found) / total
     statistics = [
         name for name, b in network.named_buffers() if name in own and b.is_floating_point() and _matches(name, encoder)
     ]
     missing = [name for name in (*counts, *statistics) if name not in found]
     if share < ENOUGH or any(name not in found for name in statistics):
         what = f"holds {_percent(share)} of the encoder's parameters (at least {ENOUGH:.0%} are needed)"
-        lists = {"missing": missing, "of another shape": misshapen, "not of this network": unknown}
+        lists = {"missing": missing, "of another shape or type": misshapen, "not of this network": unknown}
         said = "; ".join(f"{words}: {_first(names)}" for words, names in lists.items() if names)
         raise _refusal(path, f"{what}; {said}")
+    if homeless > (1 - ENOUGH) * (total + homeless):  # such as ResNet-101 in ResNet-50: what is taken was never used alone
+        what = (
+            f"is of a larger encoder: {_percent(homeless / (total + homeless))} of its parameters have no place in this network"
+        )
+        raise _refusal(path, f"{what}: {_first(unknown)}")
     with torch.no_grad():
         for name, value in found.items():
             own[name].copy_(value)  # the state shares its memory with the network
@@ -109,8 +119,8 @@ def adopt(
     lists = {
         "left out on purpose": skipped,
         "without a place here": unknown,
-        "of another shape": misshapen,
-        "kept random": missing,
+        "of another shape or type": misshapen,
+        "kept random": [name for name, value in own.items() if value.is_floating_point() and name not in found],
     }
     said += "".join(f"; {words}: {_first(names)}" for words, names in lists.items() if names)
     print(said, file=sys.stderr, flush=True)
@@ -127,8 +137,16 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _shape(tensor: Tensor) -> str:
-    return "×".join(map(str, tensor.shape)) or "one number"
+def _fits(value: Tensor, place: Tensor) -> bool:
+    """Whether its numbers can be taken as they are: quantised, complex, sparse ones and those that were not saved cannot."""
+    plain = value.layout == torch.strided and not value.is_meta and not value.is_complex()
+    return plain and value.shape == place.shape and value.is_floating_point() == place.is_floating_point()
+
+
+def _form(tensor: Tensor) -> str:
+    usual = (torch.float32, torch.strided, torch.device("cpu"))
+    odd = [str(word).removeprefix("torch.") for word in (tensor.dtype, tensor.layout, tensor.device) if word not in usual]
+    return " ".join(["×".join(map(str, tensor.shape)) or "one number", *odd])
 
 
 def _percent(share: float) -> str:

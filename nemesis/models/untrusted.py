@@ -16,9 +16,21 @@ import torch
 
 from nemesis.errors import Fault, NemesisError
 
-# what training scripts put beside the weights, and that does nothing when it is read: NumPy's scalars and argparse's Namespace
+
+class _Inert:
+    """Stands for an optimiser that was saved as an object (VoCo's script does): it forgets its state, and nobody asks for it."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+# what training scripts put beside the weights, and that does nothing when it is read: NumPy's scalars, argparse's Namespace, ...
 _HARMLESS: list[Any] = [
     argparse.Namespace,
+    (lambda *_: {}, "collections.defaultdict"),  # read as the dictionary that it is; its first argument is one of the next
+    dict,
+    list,
+    *((_Inert, f"torch.optim.{name}") for name in ("adam.Adam", "adamw.AdamW", "sgd.SGD")),
     PosixPath,
     np.dtype,
     np.ndarray,
@@ -32,8 +44,8 @@ _HARMLESS: list[Any] = [
 # what a pickle of tensors and numbers may name when it is read
 _DATA = re.compile(
     r"torch\.(_utils\._rebuild\w+|_tensor\.\w+|storage\.\w+|serialization\._get_layout|nn\.parameter\.Parameter|\w+Storage"
-    r"|Size|Tensor|device|dtype|bool|(bfloat|float|complex|q?u?int)\d+\w*)"
-    r"|collections\.(OrderedDict|Counter|defaultdict)|argparse\.Namespace|pathlib\.PosixPath"
+    r"|Size|Tensor|device|dtype|bool|(bfloat|float|complex|q?u?int)\d+\w*|optim\.(adam\.Adam|adamw\.AdamW|sgd\.SGD))"
+    r"|(builtins|__builtin__)\.(dict|list|set)|collections\.(OrderedDict|Counter|defaultdict)|argparse\.Namespace|pathlib\.PosixPath"
     r"|numpy\.(dtype|ndarray|dtypes\.\w+|_?core\.multiarray\.(scalar|_reconstruct))|_codecs\.encode"
 )
 
@@ -75,13 +87,18 @@ def _foreign(path: Path) -> str | None:
         else:
             streams = [path.read_bytes()]
         for stream in streams:
-            rest, words = io.BytesIO(stream), [""]
+            rest = io.BytesIO(stream)
             while rest.tell() < len(stream):  # the old layout is several pickles, one after another
+                words, memo = [""], []  # a name's two words are pushed right before it, as they are or from the memo
                 for code, argument, _ in pickletools.genops(rest):
                     if code.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
                         name = ".".join(words[-2:]) if code.name == "STACK_GLOBAL" else str(argument).replace(" ", ".")
                         if not _DATA.fullmatch(name):
                             return name
+                    elif code.name == "MEMOIZE":
+                        memo.append(words[-1])
+                    elif code.name in ("BINGET", "LONG_BINGET") and memo:
+                        words.append(memo[int(str(argument))])
                     elif isinstance(argument, str):
                         words.append(argument)
     except Exception:  # it is no pickle, or a broken one

@@ -134,12 +134,6 @@ def _load_published(method: Method[Any], network: nn.Module, told: dict[str, str
         what = f"is not the file that this run was planned with (sha256 {found[:12]}…, not {told['sha256'][:12]}…)"
         raise NemesisError(Fault(str(path), what, "Run the workflow again: it plans another run for it."))
     matched = method.load_published(network, path)
-    left_out = f", left out: {', '.join(matched.skipped)}" if matched.skipped else ""
-    print(
-        f"{path.name}: {100 * matched.parameters:.2f} % of the encoder's parameters matched{left_out}",
-        file=sys.stderr,
-        flush=True,
-    )
     return {"weights_matched": matched.parameters}
 
 

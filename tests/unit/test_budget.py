@@ -114,6 +114,14 @@ def test_published_weights_are_a_run_of_their_own_by_content(known, tmp_path):
     assert plan_runs(config_of({**entry, "weights": str(moved)}), MATERIAL)[0].id != run.id
 
 
+def test_a_recipe_beside_weights_is_refused_as_it_would_do_nothing(known, tmp_path):
+    known(method_of(published=(Published(file="theirs.pt", source="https://example.org/theirs"),)))
+    path = tmp_path / "theirs.pt"
+    path.write_bytes(b"one")
+    with pytest.raises(NemesisError, match=r"methods\[0\].pretraining: .*not pretrained here.*Leave it or `weights` out"):
+        plan_runs(config_of({"name": "other", "weights": str(path), "pretraining": {"steps": 5}}), MATERIAL)
+
+
 def test_weights_that_are_not_there_or_nobody_published(known, tmp_path):
     known(method_of(published=(Published(file="theirs.pt", source="https://example.org/theirs"),)))
     with pytest.raises(NemesisError, match=r"methods\[0\].weights: .*lost.pt does not exist.*https://example.org/theirs"):

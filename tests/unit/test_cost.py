@@ -211,6 +211,15 @@ def test_a_method_that_reads_numbers_on_its_way_is_counted_on_the_cpu(read):
     assert all(row["value"] > 0 for row in rows)
 
 
+def test_a_method_that_learns_from_labels_is_counted_without_them_too():
+    settings = small_method("suprem").settings.model_dump(exclude_unset=True) | {"classes": ()}
+    unlabelled = create("suprem", settings, 16)  # as a run with published weights is planned: it names no organs
+    labelled = create("suprem", settings | {"classes": ("liver",)}, 16)
+    assert method_cost(unlabelled).pretext is None and method_cost(labelled).pretext > 0
+    assert method_cost(unlabelled).encode == method_cost(labelled).encode
+    assert "pretext_macs" not in {row["metric"] for row in _cost_rows(unlabelled)}
+
+
 def test_superpatches_cover_a_volume():
     assert superpatches(128) == superpatches(128, (512, 512, 512)) == 64
     assert superpatches(64, (65, 64, 1)) == 2

@@ -1,7 +1,7 @@
 """Published weights: every container and prefix, and files that hold too little, something else, or code."""
 
 import pickle
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 
 import numpy as np
 import pytest
@@ -87,13 +87,51 @@ def test_95_percent_by_count_is_the_border(tmp_path, capsys):
 
 def test_a_weight_of_another_shape_is_no_match(tmp_path):
     state = {**weights(), "swinViT.weight": torch.zeros(9, 18)}
-    with pytest.raises(NemesisError, match=r"19\.0 % .* another shape: swinViT.weight \(9×18, here 9×9\)"):
+    with pytest.raises(NemesisError, match=r"19\.0 % .* another shape or type: swinViT.weight \(9×18, here 9×9\)"):
         load_published(Encoder(), write(tmp_path / "w.pt", state), same, ENCODER)
 
 
 def test_weights_of_another_network_are_named(tmp_path):
     with pytest.raises(NemesisError, match=r"0\.0 % .* not of this network: conv.weight, conv.bias"):
         load_published(Encoder(), write(tmp_path / "w.pt", nn.ModuleDict({"conv": nn.Linear(2, 3)}).state_dict()), same, ENCODER)
+
+
+def test_a_larger_encoder_is_another_network(tmp_path):
+    state = {**weights(), "swinViT.more": torch.zeros(5)}  # 5 of 105
+    assert load_published(Encoder(), write(tmp_path / "w.pt", state), same, ENCODER).parameters == 1.0
+    state["swinViT.more"] = torch.zeros(6)
+    network, before = Encoder(), Encoder().state_dict()
+    with pytest.raises(NemesisError, match=r"larger encoder: 5\.6 % of its parameters .*: swinViT.more"):
+        load_published(network, write(tmp_path / "w.pt", state), same, ENCODER)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_what_stays_random_is_told_of_the_whole_network(tmp_path, capsys):
+    state = {name: value for name, value in weights().items() if not name.startswith("head.")}
+    load_published(Encoder(), write(tmp_path / "w.pt", state), same, ENCODER)
+    assert "kept random: head.weight, head.bias" in capsys.readouterr().err
+
+
+KINDS = {
+    "sparse_coo": torch.Tensor.to_sparse,
+    "complex64": lambda x: x.to(torch.complex64),
+    "int8": lambda x: x.to(torch.int8),
+    "meta": lambda x: x.to("meta"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbers_of_another_kind_are_no_match(tmp_path, kind):
+    state = {**weights(), "swinViT.weight": KINDS[kind](weights()["swinViT.weight"])}
+    with pytest.raises(NemesisError, match=rf"19\.0 % .* another shape or type: swinViT.weight \(9×9 {kind}, here 9×9\)"):
+        load_published(Encoder(), write(tmp_path / "w.pt", state), same, ENCODER)
+
+
+def test_a_file_that_holds_itself_is_refused(tmp_path):
+    content = {}
+    content["net"] = content
+    with pytest.raises(NemesisError, match="holds no weights, only: net"):
+        read_published(write(tmp_path / "w.pt", content))
 
 
 def test_running_statistics_belong_to_the_encoder(tmp_path):
@@ -130,6 +168,27 @@ def test_an_encoder_without_parameters_is_a_mistake_of_the_method(tmp_path):
 class Evil:
     def __reduce__(self):
         return (print, ("run",))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_an_optimiser_saved_as_an_object_is_passed_over(tmp_path, legacy):
+    module = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(module.parameters(), amsgrad=True)
+    module(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    content = {"state_dict": weights(), "optimizer": optimizer, "log": defaultdict(list, loss=[1.0])}
+    torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=not legacy)
+    assert read_published(tmp_path / "w.pt").keys() == weights().keys()
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_the_code_that_a_file_carries_is_named_in_every_protocol(tmp_path, protocol):
+    torch.save({"net": weights(), "more": Evil()}, tmp_path / "w.pt", pickle_protocol=protocol)
+    with pytest.raises(NemesisError, match=r"carries code \((builtins|__builtin__)\.print\)"):
+        read_published(tmp_path / "w.pt")
+    torch.save({"net": weights()}, tmp_path / "w.pt", pickle_protocol=4)  # harmless, but not torch.save's own protocol
+    with pytest.raises(NemesisError, match="truncated, damaged, or no PyTorch checkpoint"):
+        read_published(tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize("content", [{}, {"epoch": 3, "state_dict": {}}, [torch.zeros(2)], OrderedDict(a=1.0)])

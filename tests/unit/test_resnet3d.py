@@ -42,7 +42,6 @@ def published(path, **settings):
 
 
 def test_takes_medicalnets_weights(tmp_path):
-    pytest.importorskip("nemesis.models.foreign")
     authors = published(tmp_path / "resnet_50.pth")
     method = create("resnet3d", {**SMALL, **MEDICALNET}, 16)
     torch.manual_seed(0)
@@ -56,7 +55,6 @@ def test_takes_medicalnets_weights(tmp_path):
 
 @pytest.mark.parametrize("key", MEDICALNET)
 def test_refuses_them_under_other_options(tmp_path, key):
-    pytest.importorskip("nemesis.models.foreign")
     published(tmp_path / "resnet_50.pth")
     method = create("resnet3d", {**SMALL, **{name: value for name, value in MEDICALNET.items() if name != key}}, 16)
     network = method.build()
@@ -66,8 +64,14 @@ def test_refuses_them_under_other_options(tmp_path, key):
     assert torch.equal(network.conv1.weight, before)
 
 
+def test_refuses_a_deeper_network(tmp_path):
+    published(tmp_path / "resnet_101.pth", layers=(1, 1, 3, 1))
+    method = create("resnet3d", {**SMALL, **MEDICALNET}, 16)
+    with pytest.raises(NemesisError, match=r"larger encoder: .* no place in this network: layer3.1.conv1.weight"):
+        method.load_published(method.build(), tmp_path / "resnet_101.pth")
+
+
 def test_refuses_a_file_of_another_size(tmp_path):
-    pytest.importorskip("nemesis.models.foreign")
     published(tmp_path / "resnet_50.pth", width=8)
     method = create("resnet3d", {**SMALL, **MEDICALNET}, 16)
     with pytest.raises(NemesisError, match="at least 95% are needed"):
