@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baselines.networks.nnformer import Encoder, MaskedNnFormer, NnFormer, enlarged
+from baselines.networks.nnformer import Encoder, MaskedNnFormer, NnFormer, embedding, enlarged
 from baselines.networks.nnformer_shape import Shape
 from baselines.networks.windows import Block, WindowAttention, Windows, relative_places
 from nemesis.contract import small_method
@@ -337,3 +337,22 @@ def test_settings_are_checked_without_torch():
         "assert not {'torch', 'monai'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_embedding_and_merging_are_put_together_as_published():
+    """Convolution, GELU, LayerNorm, thrice, and a last convolution that is only normalised; merging convolves last."""
+
+    def names(modules):
+        return [type(m).__name__ if not hasattr(m, "convolution") else tuple(m.convolution.stride) for m in modules]
+
+    encoder = Encoder(SMALL)
+    normed = ["GELU", "LayerNorm"]
+    assert names(encoder.embedding) == [(2, 2, 2), *normed, (1, 1, 1), *normed, (1, 1, 1), *normed, (1, 1, 1), "LayerNorm"]
+    assert names(embedding((2, 4, 4), 8))[6] == (1, 2, 2)
+    assert [names(each) for each in encoder.merging] == [[*normed, (2, 2, 2)]] * 2
+
+
+def test_every_second_block_is_shifted_by_half_a_window():
+    shape = Shape((16, 16, 16), (1, 1, 1), 8, (3, 2), (1, 1), (4, 2))
+    shifts = [[block.attention.windows.shift for block in stage.blocks] for stage in Encoder(shape).stages]
+    assert shifts == [[(0, 0, 0), (2, 2, 2), (0, 0, 0)], [(0, 0, 0), (1, 1, 1)]]

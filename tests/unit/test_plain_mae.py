@@ -96,3 +96,17 @@ def test_trains_in_bfloat16(method):
 def test_settings_that_do_not_fit_are_refused(settings, words):
     with pytest.raises(NemesisError, match=words):
         create("plain_mae", settings, 16)
+
+
+@pytest.mark.parametrize("ratio", [0, 1])
+def test_a_ratio_that_hides_nothing_or_everything_is_refused(ratio):
+    with pytest.raises(NemesisError, match="mask_ratio"):
+        create("plain_mae", {**SMALL, "mask_ratio": ratio}, 16)
+
+
+def test_the_vector_is_the_mean_over_all_tokens_but_the_class_token(method, network):
+    keep = torch.arange(64).expand(2, -1)
+    with torch.no_grad():
+        tokens = network.tokens(voxels(), keep)
+        assert tokens.shape == (2, 65, 48)
+        assert torch.allclose(method.encode(network, voxels()), tokens[:, 1:].mean(1), atol=1e-6)

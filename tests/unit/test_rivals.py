@@ -1,6 +1,7 @@
 """What holds of every rival with a pretext: an interruption leaves no trace, each in its own name."""
 
 import io
+import math
 
 import pytest
 import torch
@@ -22,9 +23,10 @@ class Training:
     def steps(self, first, last):
         for step in range(first, last):
             voxels = torch.rand(3, 1, *(self.method.superpatch,) * 3, generator=torch.Generator().manual_seed(step))
+            labels = ((3 * voxels).to(torch.uint8), torch.ones(3, 2, dtype=torch.bool)) if self.method.card.uses_labels else ()
             torch.manual_seed(step)
             self.optimizer.zero_grad()
-            self.method.pretext_loss(self.network, Batch(voxels, Keys.at(0, step, range(3)))).total.backward()
+            self.method.pretext_loss(self.network, Batch(voxels, Keys.at(0, step, range(3)), *labels)).total.backward()
             self.optimizer.step()
         return self.network.state_dict()
 
@@ -38,7 +40,7 @@ class Training:
         return other
 
 
-@pytest.mark.parametrize("name", ["ae", "vae", "vqvae", "plain_mae", "maesil"])
+@pytest.mark.parametrize("name", ["ae", "vae", "vqvae", "plain_mae", "maesil", "suprem", "nnformer_mae"])
 def test_a_resumed_training_ends_with_the_same_bits(name):
     straight = Training(name).steps(0, 5)
     interrupted = Training(name)
@@ -58,3 +60,11 @@ def test_maesil_is_nemesis_by_its_preset():
     assert torch.equal(*losses)
     assert create("maesil", {}, 128).masking.hidden_share((16, 16, 16)) == 0.75
     assert create("maesil", {"plane_mask_ratio": 0.75}, 128).masking.hidden_share((16, 16, 16)) == 0.875
+
+
+def test_the_loss_of_the_autoencoder_by_hand():
+    method, batch = small_method("ae"), Batch(torch.rand(2, 1, 16, 16, 16), Keys.at(0, 0, [0, 1]))
+    half = torch.arange(16) < 8
+    loss = method.pretext_loss(lambda voxels: voxels + 0.2 * half, batch)  # right in one half: of squares, not of distances
+    assert loss.total.item() == pytest.approx(0.02, rel=1e-4)
+    assert loss.monitors["psnr"].item() == pytest.approx(10 * math.log10(50), abs=1e-3)

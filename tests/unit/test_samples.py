@@ -112,3 +112,21 @@ def test_whole_volumes_are_drawn_from_every_scan(cohort):
     bodies = [resized_body(scans.hu(i).whole(), size, -175.0) for i in range(len(scans))]
     found = {next(i for i, body in enumerate(bodies) if np.array_equal(body, one)) for one in drawn}
     assert found == set(range(len(scans)))
+
+
+def test_a_class_that_was_not_drawn_in_full_is_neither_known_nor_shown(cohort):
+    scans, numbers = cohort
+
+    class Partly:
+        """The scans, of whose organs only the spleen was drawn in full."""
+
+        cases = scans.cases
+
+        def row(self, i):
+            return {"annotated": ["spleen"]}
+
+    labelling = Labelling(Partly(), CLASSES, numbers)
+    labels = scans.labels(0).whole()
+    assert (labels == numbers["phantom"]["liver"]).any()
+    assert labelling.known(0).tolist() == [False, True]
+    assert np.array_equal(labelling.classes_of(0, labels), 2 * (labels == numbers["phantom"]["spleen"]))

@@ -129,6 +129,13 @@ def test_augments_in_training_only_and_masks_with_the_voxels():
     augmented = method.pretext_loss(Copy().train(), batch).monitors
     assert plain["dice"] == augmented["dice"] == 1
     assert plain["bce"] != augmented["bce"]  # some were shifted
+    seen = []
+    Copy.forward = lambda self, given: (seen.append(given), torch.zeros(64, 2, 16, 16, 16))[1]
+    method.pretext_loss(Copy().train(), batch)
+    by = (seen[0] - voxels).flatten(1).mean(1)  # a turn leaves the mean alone
+    turned = ((seen[0] - by.view(-1, 1, 1, 1, 1) - voxels).abs() > 1e-4).flatten(1).any(1)
+    assert 0.05 < by.abs().max() <= 0.1 and (by.abs() > 1e-5).float().mean() == pytest.approx(0.2, abs=0.12)
+    assert turned.float().mean() == pytest.approx(0.1, abs=0.08)
 
 
 def test_without_masks_there_is_nothing_to_learn():
@@ -222,3 +229,20 @@ def test_half_an_encoder_is_refused(backbone, drop, tmp_path):
     with pytest.raises(NemesisError, match=rf"% of the encoder's parameters .* missing: backbone.{drop[0]}"):
         method.load_published(network, path)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_the_loss_is_dice_and_cross_entropy_in_equal_parts():
+    method = small("segresnet")
+    classes = torch.zeros(1, 1, 16, 16, 16, dtype=torch.uint8)
+    classes[:, :, :8] = 1  # half of the voxels; the second class is not shown
+    batch = Batch(torch.rand(1, 1, 16, 16, 16), Keys.at(0, 0, [0]), classes, torch.ones(1, 2, dtype=torch.bool))
+
+    class Undecided(torch.nn.Module):
+        def forward(self, voxels):
+            return torch.zeros(1, 2, 16, 16, 16)
+
+    loss = method.pretext_loss(Undecided(), batch)
+    dice = 1 - 2 * 1024 / (2048 + 2048 + 1)
+    assert loss.total.item() == pytest.approx(dice + math.log(2), rel=1e-6)
+    assert loss.monitors["dice_loss"].item() == pytest.approx(dice, rel=1e-6)
+    assert loss.monitors["bce"].item() == pytest.approx(math.log(2), rel=1e-6)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baselines.networks.voco import Layout, correlation, discrepancy_loss, position_loss, similarity
+from baselines.networks.voco import Head, Layout, correlation, discrepancy_loss, position_loss, similarity
 from nemesis.errors import NemesisError
 from nemesis.method import Batch, create
 from nemesis.models.keyed import Keys
@@ -73,6 +73,9 @@ def test_position_loss_by_hand():
     # the worst prediction is bounded by the 1e-6 within the logarithm
     pos, neg = position_loss(torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[1.0, 0.0]]]))
     assert pos.item() == pytest.approx(-math.log(1e-6), rel=1e-3) and neg == 1
+    # two random crops of one sample: overlaps add up to 2, and with them the error is their mean
+    pos, neg = position_loss(torch.cat([p, y], 1), torch.cat([y, y], 1))
+    assert pos.item() == pytest.approx(-0.375 * math.log(0.75), abs=1e-5) and neg.item() == pytest.approx(0.0125)
     # two samples: the mean of both
     pos, neg = position_loss(torch.stack([p[0], y[0]]), torch.stack([y[0], y[0]]))
     assert pos.item() == pytest.approx(-0.375 * math.log(0.75), abs=1e-5) and neg.item() == pytest.approx(0.0125)
@@ -160,6 +163,8 @@ def test_each_crop_is_augmented_by_itself_in_training_only():
         method.pretext_loss(network, batch)
     plain = method.layout.fitted(method.layout.cut(batch.voxels, method.layout.starts(batch.keys)).flatten(0, 1))
     assert torch.equal(evaluated.asked[0], plain)
+    by = (trained.asked[0].flatten(1).mean(1) - plain.flatten(1).mean(1)).abs()  # only a shift moves the mean
+    assert 0.05 < by.max() <= 0.1 and (by > 1e-5).float().mean() == pytest.approx(0.1, abs=0.08)
     untouched = (trained.asked[0] == plain).flatten(1).all(1).float().mean()
     assert untouched == pytest.approx(0.8**3 * 0.8 * 0.9, abs=0.15)
 
@@ -292,3 +297,32 @@ def test_other_versions_sizes_and_networks_are_refused_in_words(theirs, tmp_path
     half = {name: value for name, value in encoder.items() if not name.startswith("encoder10")}
     with pytest.raises(NemesisError, match=r"missing: student.encoder10"):
         load(path, half)
+
+
+def test_the_head_normalises_by_the_crops_of_the_batch_in_evaluation_too():
+    torch.manual_seed(0)
+    head, x = Head(5, 4).eval(), torch.randn(6, 5)
+
+    def normalised(y):
+        return ((y - y.mean(0)) / (y.var(0, unbiased=False) + 1e-5).sqrt()).relu()
+
+    (one, *_), (two, *_), (three,) = head.layer1, head.layer2, head.layer3
+    with torch.no_grad():
+        assert torch.allclose(head(x), three(normalised(two(normalised(one(x))))), atol=1e-5)
+    assert set(dict(head.named_parameters())) == {f"layer{n}.0.{kind}" for n in (1, 2, 3) for kind in ("weight", "bias")}
+
+
+def test_crops_reach_the_encoder_along_right_anterior_superior_and_all_five_maps_make_its_vector():
+    torch.manual_seed(0)
+    encoder = small().build().student.eval()
+    seen, parts = {}, ("encoder1", "encoder2", "encoder3", "encoder4", "encoder10")
+    for name in ("swinViT", *parts):
+        encoder.get_submodule(name).register_forward_hook(lambda _, inputs, out, name=name: seen.update({name: (inputs[0], out)}))
+    crops = torch.rand(1, 1, 64, 64, 64)
+    with torch.no_grad():
+        vector = encoder.embed(crops)
+    for name in ("swinViT", "encoder1"):
+        assert torch.equal(seen[name][0], crops.permute(0, 1, 3, 4, 2))
+    means = [seen[name][1].mean((2, 3, 4)) for name in parts]
+    assert [m.shape[1] for m in means] == [12, 12, 24, 48, 192]
+    assert torch.allclose(vector, torch.cat(means, 1), atol=1e-6)

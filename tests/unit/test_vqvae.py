@@ -159,3 +159,32 @@ def test_several_processes_keep_one_codebook_that_of_a_single_one(tmp_path):
     for name, value in _trained(0, 1).state_dict().items():
         assert torch.equal(first[name], second[name]), name
         assert torch.allclose(first[name], value, atol=1e-5), name
+
+
+def test_the_loss_is_error_and_commitment_by_hand():
+    method = create("vqvae", {"channels": (4, 8), "codes": 16, "code_dim": 4, "commitment": 0.3}, 16)
+    torch.manual_seed(0)
+    network = method.build().eval()
+    voxels = torch.rand(2, 1, 16, 16, 16)
+    with torch.no_grad():
+        loss = method.pretext_loss(network, Batch(voxels, Keys.at(0, 0, range(2))))
+        encodings = network.encode(voxels)
+        flat, codes = encodings.movedim(1, -1).reshape(-1, 4), network.quantizer.quantizer.embedding.weight
+        nearest = codes[torch.cdist(flat, codes).argmin(1)].view(2, 4, 4, 4, 4).movedim(-1, 1)
+        mse = (network.decode(nearest) - voxels).square().mean().item()
+    assert loss.total.item() == pytest.approx(mse + 0.3 * (encodings - nearest).square().mean().item(), rel=1e-5)
+    assert loss.monitors["psnr"].item() == pytest.approx(-10 * math.log10(mse), abs=1e-4)
+
+
+def test_the_settings_reach_the_codebook_and_training_revives_it():
+    method = create("vqvae", {"channels": (4, 8), "codes": 16, "code_dim": 4, "decay": 0.7, "dead_below": 0.2}, 16)
+    torch.manual_seed(0)
+    network = method.build().train()
+    book = network.quantizer.quantizer
+    assert (book.decay, book.dead_below, book.commitment_cost) == (0.7, 0.2, 0.05)
+    assert create("vqvae", {}, 16).settings.decay == 0.99
+    book.embedding.weight.data.add_(100)  # far from whatever is encoded
+    book.ema_w.copy_(book.embedding.weight)
+    batch = Batch(torch.rand(2, 1, 16, 16, 16), Keys.at(0, 0, range(2)))
+    assert method.pretext_loss(network.eval(), batch).monitors["perplexity"] == pytest.approx(1)
+    assert method.pretext_loss(network.train(), batch).monitors["perplexity"] > 4
