@@ -201,7 +201,8 @@ def _organs_note(spec: Mapping[str, Any], rows: pd.DataFrame, fraction: float) -
     note += f" Without both classes in any test set, and left out: {', '.join(left)}." if left else ""
     tuned = set(scores[scores["protocol"] == "finetune"]["organ"])
     if tuned and tuned != scored:
-        note += f" Fine-tuned rows, of fewer test patients, lack {', '.join(organ for organ in organs if organ in scored - tuned)}."
+        lacking = [organ for organ in organs if organ in scored - tuned]
+        note += f" Fine-tuned rows, of fewer test patients, lack {', '.join(lacking)}."
     return note
 
 
