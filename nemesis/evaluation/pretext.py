@@ -30,6 +30,8 @@ def pretext_rows(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A row ``trained_<monitor>`` for each monitor of the trained network, and ``untrained_<monitor>`` of the untrained one.
 
+    A batch of which a monitor is not finite does not count in its mean, nor in its row's number of superpatches.
+
     Args:
         trained: on ``device``, in evaluation mode, as is ``untrained``.
         samples: of the evaluation pool, of this module's seed.
@@ -52,9 +54,9 @@ def pretext_rows(
             for name, value in monitors.items():
                 seen.setdefault(f"{prefix}{name}", []).append(float(value))
     cases = scans.cases
-    about = {"dataset": "+".join(sorted({case.dataset for case in cases})), "n_superpatches": batches * batch_size}
+    about = {"dataset": "+".join(sorted({case.dataset for case in cases}))}
     return [
-        about | {"metric": name, "value": sum(finite) / len(finite)}
+        about | {"metric": name, "value": sum(finite) / len(finite), "n_superpatches": len(finite) * batch_size}
         for name, values in seen.items()
         if (finite := [value for value in values if math.isfinite(value)])
     ]
