@@ -73,9 +73,12 @@ class PlainMaskedAutoEncoder(Method[PlainMaskedSettings]):
 
     def build(self) -> nn.Module:
         """See :meth:`Method.build`."""
+        import warnings
+
         from baselines.networks.plain_mae import KeyedMaskedAutoEncoder
 
         s = self.settings
+        warnings.filterwarnings("ignore", "torch.meshgrid")  # MONAI's call, which torch wants more explicit
         return KeyedMaskedAutoEncoder(
             in_channels=1,
             img_size=self.superpatch,

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 MEDICALNET = "https://github.com/Tencent/MedicalNet"
-# what MedicalNet was trained with; the stride has no weights that would tell, and a missing bias is too small to be missed
-OPTIONS = {"stem_stride": 2, "shortcut_bias": False}
+# what MedicalNet was trained with; stride and input have no weights that would tell, and a missing bias is too small to be missed
+OPTIONS = {"stem_stride": 2, "shortcut_bias": False, "standardise": True}
 
 
 class ResNetSettings(Settings):
@@ -29,6 +29,7 @@ class ResNetSettings(Settings):
     width: int = key(64, "Channels of the first stage's bottlenecks; the features are 32 times as many", "channels", ge=1)
     stem_stride: int = key(1, "Stride of the first convolution (MedicalNet: 2)", "voxels", ge=1, le=2)
     shortcut_bias: bool = key(True, "Whether convolutions on shortcuts have a bias (MedicalNet: no)")
+    standardise: bool = key(False, "Whether a superpatch is brought to mean 0 and deviation 1 (MedicalNet: yes)")
 
 
 @register
@@ -93,4 +94,7 @@ class ResNet3D(Method[ResNetSettings]):
 
     def encode(self, network: Any, voxels: Tensor) -> Tensor:
         """See :meth:`Method.encode`: the last stage, averaged over space."""
+        if self.settings.standardise:
+            mean, deviation = voxels.mean((2, 3, 4), keepdim=True), voxels.std((2, 3, 4), keepdim=True)
+            voxels = (voxels - mean) / deviation.clamp_min(1e-3)  # of air alone there is nothing to bring up
         return network(voxels)

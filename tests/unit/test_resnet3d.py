@@ -7,7 +7,7 @@ from monai.networks.nets.resnet import resnet50
 from nemesis.errors import NemesisError
 from nemesis.method import create
 
-MEDICALNET = {"stem_stride": 2, "shortcut_bias": False}
+MEDICALNET = {"stem_stride": 2, "shortcut_bias": False, "standardise": True}
 SMALL = {"layers": (1, 1, 1, 1), "width": 4}
 
 
@@ -76,3 +76,19 @@ def test_refuses_a_file_of_another_size(tmp_path):
     method = create("resnet3d", {**SMALL, **MEDICALNET}, 16)
     with pytest.raises(NemesisError, match="at least 95% are needed"):
         method.load_published(method.build(), tmp_path / "resnet_50.pth")
+
+
+def test_superpatches_are_standardised_for_medicalnet_each_by_itself_and_air_stays_air():
+    voxels = torch.rand(2, 1, 16, 16, 16)
+    voxels[1] = 0
+    told = []
+    for standardise in (False, True):
+        torch.manual_seed(0)
+        method = create("resnet3d", {**SMALL, "standardise": standardise}, 16)
+        network = method.build().eval()
+        told.append([method.encode(network, v) for v in (voxels, 0.5 * voxels + 0.2)])
+    (plain, paler), (brought, alike) = told
+    assert torch.allclose(brought, alike, atol=1e-4) and not torch.allclose(plain[0], paler[0], atol=1e-4)
+    by_hand = (voxels[:1] - voxels[:1].mean()) / voxels[:1].std()
+    assert torch.allclose(network(by_hand)[0], brought[0], atol=1e-5)
+    assert torch.isfinite(brought).all() and torch.allclose(brought[1], network(voxels[1:])[0], atol=1e-5)
