@@ -39,7 +39,8 @@ CAPTIONS = {
     "cost_quality": "Left: quality against the cost of encoding a whole scan, cut into superpatches without overlap: so the "
     "costs of superpatch sizes compare, but not their AUROC, which is on other superpatches. Small marks are trained for as many "
     "steps as their own table says; variants that cost the same as configured are left out. Right: one superpatch to its vector "
-    "with nothing masked, and the forward pass of the pretext, decoder included.",
+    "with nothing masked, and the forward pass of the pretext, decoder included; of a method that draws whole scans (VoCo), of "
+    "all crops of one scan.",
     "segmentation": "Networks fine-tuned to segment, with the intervals of the table. Filled: from the weights that the method "
     "gives; hollow: the same network from random ones.",
     "pretexts": "How well networks do what their pretext asks, on fixed samples of held-out patients, before pretraining and "
