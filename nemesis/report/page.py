@@ -19,7 +19,8 @@ from nemesis.runs import AS_CONFIGURED
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-SIGNIFICANT = 0.05
+SIGNIFICANT = 0.05  # of p after Holm
+VERDICTS = ("is better than", "is worse than", "is not told apart from", "has too few patients for an interval beside")
 PIXELS_PER_INCH = 110  # of the page, at which the figures' letters are as tall as the tables'
 SAVED = (".csv", ".md", ".tex")
 MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
@@ -146,25 +147,43 @@ def _inline(path: Path) -> str:
 
 
 def _methods(spec: Mapping[str, Any], tables: Path) -> Iterator[str]:
-    """A sentence for each protocol and rival: the reference minus the rival, with its interval."""
+    """A sentence for each protocol: the rivals that the reference beats, those that beat it, and those not told apart."""
     reference = reference_label(of_part(spec, "methods"))
     rows = [row for row in _rows(tables / "main.csv") if row["auroc"]]
     for protocol, name in PROTOCOLS.items():
         here = {row["method"]: row for row in rows if row["protocol"] == protocol}
+        if reference not in here:
+            continue
+        own, alone = here[reference], []
+        told: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
         for label, row in here.items():
-            if reference not in here or not row["difference"]:
-                continue
-            start = f"{reference} ({number(here[reference]['auroc'], 3)})"
-            how = "after fine-tuning" if protocol == "finetune" else f"by the {name}"
-            end = f"{label} ({number(row['auroc'], 3)}) {how}: difference in AUROC {_reversed(row, 'difference')}"
-            if not row["difference_low"]:
-                yield f"{start} beside {end}; too few patients for an interval."
-                continue
-            better = "better than" if float(row["difference"]) < 0 else "worse than"
-            verdict = better if float(row["difference_p_holm"]) < SIGNIFICANT else "not told apart from"
-            low, high = _reversed(row, "difference_high"), _reversed(row, "difference_low")
-            seeds = "" if min(int(r["seeds"]) for r in (row, here[reference])) > 1 else "; one seed, whose chance is not in it"
-            yield f"{start} is {verdict} {end} (95 % interval {low} to {high}, {_chance(row)} after Holm{seeds})."
+            if row["difference"]:
+                told[_verdict(row)].append(f"{label} ({number(row['auroc'], 3)}; {_difference(row)})")
+                alone += [label] if min(int(r["seeds"]) for r in (row, own)) == 1 else []
+        if not any(told.values()):
+            continue
+        start = "After fine-tuning" if protocol == "finetune" else f"By the {name}"
+        verdicts = "; ".join(f"{verdict} {', '.join(others)}" for verdict, others in told.items() if others)
+        seeds = f" One seed, whose chance is in no interval: {', '.join(alone)}." if alone else ""
+        yield f"{start}, {reference} (AUROC {number(own['auroc'], 3)}) {verdicts}.{seeds}"
+
+
+def _verdict(row: Mapping[str, str]) -> str:
+    """One of ``VERDICTS``; the table says rival minus reference."""
+    better, worse, same, unknown = VERDICTS
+    if not row["difference_low"]:
+        return unknown
+    if float(row["difference_p_holm"]) >= SIGNIFICANT:
+        return same
+    return better if float(row["difference"]) < 0 else worse
+
+
+def _difference(row: Mapping[str, str]) -> str:
+    """The reference minus the rival, with its interval."""
+    difference = _reversed(row, "difference")
+    if not row["difference_low"]:
+        return difference
+    return f"{difference} [{_reversed(row, 'difference_high')}, {_reversed(row, 'difference_low')}], {_chance(row)}"
 
 
 def _ablations(spec: Mapping[str, Any], tables: Path) -> Iterator[str]:

@@ -301,12 +301,13 @@ def test_full_scale_is_the_published_amount_of_training(full_scale):
     for run in full_scale.runs:
         trained.setdefault((run.part, run.label), []).append(run)
     assert all(len(runs) >= 3 for runs in trained.values())
-    seen = {
-        run.identity["superpatch"] ** 3 * run.identity["pretraining"]["steps"] * run.identity["pretraining"]["batch_size"]
-        for run in full_scale.runs
-        if run.trains
-    }
-    assert seen == {128**3 * 50 * len(pool)}
+    wanted = 128**3 * 50 * len(pool)
+    for run in full_scale.runs:
+        if run.trains:
+            identity = run.identity
+            method = create(run.method, identity["settings"], identity["superpatch"])
+            of_step = method.draw().voxels * identity["pretraining"]["batch_size"]
+            assert 0 <= identity["pretraining"]["steps"] * of_step - wanted < of_step, run.label  # the last step may go beyond
 
 
 def test_masking_strategies_at_full_scale_hide_the_same_share(full_scale):

@@ -46,5 +46,5 @@ def test_report_holds_tables_figures_and_page(place):
 
 def test_the_bare_command_plans_the_demo_under_the_profile(fresh):
     done = fresh.run(sys.executable, "-m", "snakemake", "--cores", "2", "--dry-run")
-    assert done.jobs["pretrain_method"] == done.jobs["evaluate_encoder"] == 20 and (fresh.results / "demo").is_dir()
+    assert done.jobs["pretrain_method"] == done.jobs["evaluate_encoder"] == 21 and (fresh.results / "demo").is_dir()
     assert "profile profiles/default" in done.text
