@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 
 from nemesis.report.collect import of_part
 from nemesis.report.render import MISSING, Table, number
-from nemesis.report.tables.measured import Entries, Measured
+from nemesis.report.tables.measured import Measured
 from nemesis.report.tables.pieces import Record, configuration_note, scaled
 
 HOUR = 3600.0  # seconds
@@ -27,12 +25,13 @@ def cost_table(measured: Measured) -> Table:
     for label, entries in measured.labels("methods").items():
         budget = measured.budget(entries)
         counted = measured.rows_of(entries).groupby("metric")["value"].mean()
-        record: Record = {"method": label, "device": _device(measured, entries)}
+        times = measured.timings[measured.timings["run"].isin([entry["run"] for entry in entries])]
+        record: Record = {"method": label, "device": _device(times)}
         record |= {name: counted.get(name) for name in ("parameters", "encode_macs", "pretext_macs")}
         record |= {"pretraining_voxels": budget.voxels, "pretraining_flop": budget.flop}
         for name, (stage, clock, factor) in CLOCKS.items():
             trained = stage != "pretrain" or budget.steps is not None
-            record[name] = _clock(measured, entries, stage, clock, factor) if trained else None
+            record[name] = _clock(times, stage, clock, factor) if trained else None
         records.append(record)
     columns = (
         "method", "device", "parameters", "MAC to encode", "MAC of the pretext", "pretraining: voxels", "FLOP", "hours",
@@ -59,17 +58,11 @@ def cost_table(measured: Measured) -> Table:
     return Table("cost", "Cost", caption, columns, printed, notes, pd.DataFrame(records), text_columns=2)
 
 
-def _clock(measured: Measured, entries: Entries, stage: str, name: str, factor: float) -> float | None:
-    times = _timings(measured, entries)
+def _clock(times: pd.DataFrame, stage: str, name: str, factor: float) -> float | None:
     found = times[(times["stage"] == stage) & (times["name"] == name)]["value"]
     return float(found.mean()) * factor if len(found) else None
 
 
-def _device(measured: Measured, entries: Entries) -> str | None:
-    times = _timings(measured, entries)
+def _device(times: pd.DataFrame) -> str | None:
     found = times[times["name"] == "device"]["text"].dropna().unique()
     return ", ".join(sorted(text.strip('"') for text in found)) or None
-
-
-def _timings(measured: Measured, entries: Entries) -> Any:
-    return measured.timings[measured.timings["run"].isin([entry["run"] for entry in entries])]
