@@ -17,7 +17,7 @@ include: "workflow/rules/notebooks.smk"
 
 wildcard_constraints:
     run="[a-z0-9_]+-s[0-9]+-[0-9a-f]{12}",
-    tuning="[a-z0-9_]+-s[0-9]+-[0-9a-f]{12}/[a-z_]+",
+    tuning="[a-z0-9_]+-s[0-9]+-[0-9a-f]{12}/[a-z_]+-[0-9a-f]{12}",
     shard="[A-Za-z0-9_-]+/[0-9]+",
     view="@[0-9.ex+-]+",
     notebook="[a-z_]+",

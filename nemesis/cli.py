@@ -260,11 +260,16 @@ def evaluate(spec: Spec, device: Device = "auto") -> None:
 
 
 @app.command()
-def finetune(spec: Spec, device: Device = "auto") -> None:
+def finetune(
+    spec: Spec,
+    index: Annotated[Path, typer.Option(help="Table of the checked scans")],
+    view: Annotated[Path, typer.Option(help="The same at the voxel size that the method sees")],
+    device: Device = "auto",
+) -> None:
     """Fine-tune one run's network in one arm, or go on where it was interrupted, and judge it."""
     from nemesis.evaluation.finetune import finetune as run
 
-    run(read_spec(spec), device)
+    run(read_spec(spec), index, view, device)
 
 
 @app.command()

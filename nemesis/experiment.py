@@ -178,8 +178,9 @@ class Experiment:
 
     @cached_property
     def tunings(self) -> dict[str, tuple[Run, Arm]]:
-        """The jobs of fine-tuning, by name (<run>/<arm>): the methods' first seeds, with the controls of what was trained.
+        """The jobs of fine-tuning, by name (<run>/<arm>-<digest>): first seeds of the methods, and controls of what was trained.
 
+        The digest is of all that a job's figures depend on: experiments that ask for the same share it, as they share runs.
         What published weights cost nobody says: their network is trained from scratch, but not at matched compute.
         """
         recipe = self.config.finetune
@@ -193,25 +194,32 @@ class Experiment:
             seeds[run.label] += 1
             controls = [c for c in recipe.controls if run.trains or (run.weights is not None and c == "scratch")]
             arms: list[Arm] = ["pretrained", *controls]
-            found |= {f"{run.id}/{arm}": (run, arm) for arm in arms}
+            found |= {f"{run.id}/{arm}-{digest(self._tuning(run, arm))}": (run, arm) for arm in arms}
         return found
 
     def finetune_folder(self, tuning: str) -> Path:
-        """Where the rows and predictions of a job of fine-tuning lie."""
-        return self.folder / "finetune" / tuning
+        """Where the rows and predictions of a job of fine-tuning lie; shared by all experiments."""
+        return self.results / "finetuned" / tuning
 
     def finetune_spec(self, tuning: str) -> dict[str, Any]:
-        """What `nemesis finetune` needs to know of a run and arm, and nothing else."""
-        (run, arm), recipe, probe = self.tunings[tuning], self.config.finetune, self.config.probe
+        """What `nemesis finetune` needs to know of a run and arm, beside the experiment's own tables of the scans."""
+        run, arm = self.tunings[tuning]
+        return {
+            **self._tuning(run, arm),
+            **({"checkpoint": str(self.run_folder(run.id) / "checkpoint.safetensors")} if arm == "pretrained" else {}),
+            "pool": str(self.evaluation_pool),
+            "out": str(self.finetune_folder(tuning)),
+        }
+
+    def _tuning(self, run: Run, arm: Arm) -> dict[str, Any]:
+        """All that the figures of a job of fine-tuning depend on."""
+        recipe, probe = self.config.finetune, self.config.probe
         assert recipe is not None
         return {
             "run": run.id,
             "arm": arm,
             "identity": run.identity,
-            **({"checkpoint": str(self.run_folder(run.id) / "checkpoint.safetensors")} if arm == "pretrained" else {}),
-            "pool": str(self.evaluation_pool),
-            "index": str(self.index),
-            **({"view": str(self.view_index(run.spacing))} if run.spacing else {}),
+            "pool": self.evaluation_pool.stem,  # a digest of the scans and their label maps
             "organs": self.config.organs,
             "label_numbers": {dataset.config.name: dataset.label_numbers for dataset in self.datasets},
             "preparation": self.config.preparation.model_dump(mode="json"),
@@ -219,7 +227,6 @@ class Experiment:
             "folds": probe.folds,
             "split_seed": probe.split_seed,
             "positive_voxels": probe.positive_voxels,
-            "out": str(self.finetune_folder(tuning)),
             "version": nemesis.finetuning.VERSION,
         }
 

@@ -16,6 +16,7 @@ from nemesis.data.ingest import ingest
 from nemesis.data.listings import label_numbers, list_cases
 from nemesis.data.pools import write_pool
 from nemesis.datasets import PhantomCohort
+from nemesis.evaluation.finetune import finetune
 from nemesis.method import Method, MethodCard, Settings, create
 from nemesis.models.checkpoint import save_weights
 
@@ -93,3 +94,9 @@ def job(cohort: dict[str, Any], out: Path, name: str = "nemesis", arm: str = "pr
         "preparation": Preparation().model_dump(mode="json"), "folds": 5, "split_seed": 0, "positive_voxels": 20,
         "finetune": RECIPE | {"folds_held_out": 1} | recipe, "out": str(out), "version": 1,
     }  # fmt: skip
+
+
+def fine_tune(spec: dict[str, Any]) -> None:
+    """Do the job on the CPU; the index stands in the specification for brevity."""
+    index = Path(spec["index"])
+    finetune({name: value for name, value in spec.items() if name != "index"}, index, index, "cpu")

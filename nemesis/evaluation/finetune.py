@@ -63,7 +63,7 @@ SEGMENTATIONS = pa.schema(
 Record = dict[str, Any]
 
 
-def finetune(spec: Mapping[str, Any], device: str = "auto") -> None:
+def finetune(spec: Mapping[str, Any], index: Path, view: Path, device: str = "auto") -> None:
     """Fine-tune one run's network in one arm; write rows, predictions, segmentations (a line per organ and scan) and timing.json.
 
     What was reached is saved in ``state`` beside them now and then, and a job that was killed goes on from there. The files are
@@ -72,9 +72,10 @@ def finetune(spec: Mapping[str, Any], device: str = "auto") -> None:
 
     Args:
         spec: ``run`` (id), ``arm``; ``identity`` of the run; ``checkpoint`` (path; of the pretrained arm), ``pool`` (of
-            evaluation), ``index`` and, of a method with a voxel size of its own, ``view`` (paths); ``organs`` (names);
-            ``label_numbers`` (dataset → organ → number); ``preparation`` and ``finetune`` (sections of the configuration);
-            ``folds``, ``split_seed`` and ``positive_voxels`` of the probe; ``out`` (folder).
+            evaluation; path); ``organs`` (names); ``label_numbers`` (dataset → organ → number); ``preparation`` and ``finetune``
+            (sections of the configuration); ``folds``, ``split_seed`` and ``positive_voxels`` of the probe; ``out`` (folder).
+        index: table of the checked scans.
+        view: the same of the scans as a method sees them that has a voxel size of its own; of others it is not looked at.
         device: auto (a GPU where there is one), cpu or cuda.
 
     Raises:
@@ -85,7 +86,7 @@ def finetune(spec: Mapping[str, Any], device: str = "auto") -> None:
     recipe = Finetuning.model_validate(spec["finetune"])
     set_threads(recipe.threads)
     with device_for(device) as place:
-        job = _Job(spec, recipe, place, resolve_precision(recipe.precision, place))
+        job = _Job(spec, index, view, recipe, place, resolve_precision(recipe.precision, place))
         predictions, rows = job.presence() if "presence" in recipe.tasks else (PREDICTIONS.empty_table(), [])
         segmentations: list[Record] = []
         if "segmentation" in recipe.tasks and job.method.card.segments:
@@ -106,6 +107,8 @@ class _Job:
     """What all problems of a job share."""
 
     spec: Mapping[str, Any]
+    index: Path
+    view_index: Path
     recipe: Finetuning
     device: torch.device
     precision: Precision
@@ -115,8 +118,8 @@ class _Job:
         self.method: Method[Any] = create(identity["method"], identity["settings"], identity["superpatch"])
         self.arm = cast(Arm, spec["arm"])
         preparation = Preparation.model_validate(spec["preparation"])
-        self.scans = Scans(Path(spec["pool"]), Path(spec["index"]), preparation)
-        self.view = Scans(Path(spec["pool"]), Path(spec["view"]), preparation) if "view" in spec else None
+        self.scans = Scans(Path(spec["pool"]), self.index, preparation)
+        self.view = Scans(Path(spec["pool"]), self.view_index, preparation) if identity.get("spacing_mm") else None
         self.table = evaluation_superpatches(
             self.scans, self.method.superpatch, spec["organs"], spec["label_numbers"], spec["positive_voxels"]
         )

@@ -16,7 +16,7 @@ import torch
 from golden_files import FOLDER, check_figures
 from phantoms import EDGE, NEMESIS, identity_of, ingest_phantoms
 from safetensors.torch import load_file
-from tuned import Segmenting, job, labelled_phantoms
+from tuned import Segmenting, fine_tune, job, labelled_phantoms
 
 import nemesis.data
 import nemesis.data.phantom
@@ -37,7 +37,6 @@ from nemesis.data.scans import Scans
 from nemesis.data.superpatches import draw_crop, evaluation_superpatches
 from nemesis.datasets import ScanFiles
 from nemesis.evaluation.features import features
-from nemesis.evaluation.finetune import finetune
 from nemesis.evaluation.probe import probe
 from nemesis.evaluation.reconstruction import psnr, reconstruct, ssim
 from nemesis.method import Batch, _registry, create, methods, register
@@ -250,7 +249,7 @@ def test_finetuning(tmp_path):
     try:
         cohort = labelled_phantoms(tmp_path / "cohort", 6)
         for name in ("nemesis", "segmenting"):
-            finetune(job(cohort, tmp_path / name, name, folds_held_out=2, label_fractions=[0.5, 1.0]), "cpu")
+            fine_tune(job(cohort, tmp_path / name, name, folds_held_out=2, label_fractions=[0.5, 1.0]))
     finally:
         _registry.pop("segmenting")
     values = {}

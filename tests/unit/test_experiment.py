@@ -417,10 +417,25 @@ def test_fine_tuning_has_more_folds_than_there_are(planned):
 
 def test_what_a_control_is_asked_says_nothing_of_the_checkpoint_nor_of_the_other_arms(planned):
     one, both = (planned(finetune={"controls": arms}) for arms in (["scratch"], ["scratch", "scratch_matched"]))
-    name = next(name for name in one.tunings if name.endswith("/scratch"))
+    name = next(name for name in one.tunings if "/scratch-" in name)
     assert one.finetune_spec(name) == both.finetune_spec(name)
     assert "checkpoint" not in one.finetune_spec(name)
-    assert {name.rpartition("/")[2] for name in both.tunings if name.startswith("random_vit")} == {"pretrained"}
+    assert {arm for run, arm in both.tunings.values() if run.method == "random_vit"} == {"pretrained"}
+
+
+def test_two_experiments_share_a_fine_tuning_until_something_it_depends_on_differs(planned):
+    def asked(**top):
+        return set(planned(**{"finetune": {"steps": 5}} | top).tunings)
+
+    one, controls = asked(), {"steps": 5, "controls": ["scratch"]}
+    assert one and one < asked(experiment="other", finetune=controls, quality_every=3)
+    for change in (
+        {"finetune": {"steps": 6}},
+        {"probe": {"folds": 3, "positive_voxels": 7}},
+        {"pools": {"evaluation": 4}},
+        {"organs": ["liver"]},
+    ):
+        assert not asked(**change) & one, change
 
 
 def test_published_weights_have_a_control_from_scratch_but_none_at_a_compute_that_nobody_says(planned, tmp_path):

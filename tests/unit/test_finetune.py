@@ -6,11 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tuned import ORGANS, Segmenting, job, labelled_phantoms
+from tuned import ORGANS, Segmenting, fine_tune, job, labelled_phantoms
 
 import nemesis.evaluation.finetune as module
 from nemesis.errors import NemesisError
-from nemesis.evaluation.finetune import finetune
 from nemesis.evaluation.statistics import Scores, summarise
 from nemesis.method import register
 
@@ -43,7 +42,7 @@ def rows_of(folder, **conditions):
 
 
 def test_predictions_are_those_the_tables_bootstrap(cohort, tmp_path):
-    finetune(job(cohort, tmp_path / "out", folds_held_out=None), "cpu")
+    fine_tune(job(cohort, tmp_path / "out", folds_held_out=None))
     found = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
     estimate = summarise([Scores(found)], "finetune", 1.0, resamples=100)
     assert 0 < estimate.point < 1 and estimate.low <= estimate.point <= estimate.high
@@ -52,8 +51,8 @@ def test_predictions_are_those_the_tables_bootstrap(cohort, tmp_path):
 
 
 def test_the_same_seed_gives_the_same_bytes_and_one_fold_is_one_fold(cohort, tmp_path):
-    finetune(job(cohort, tmp_path / "one"), "cpu")
-    finetune(job(cohort, tmp_path / "two"), "cpu")
+    fine_tune(job(cohort, tmp_path / "one"))
+    fine_tune(job(cohort, tmp_path / "two"))
     assert read(tmp_path / "one") == read(tmp_path / "two")
     found = pd.read_parquet(tmp_path / "one" / "predictions.parquet")
     assert set(found["fold"]) == {0} and found["patient"].nunique() == 2
@@ -63,7 +62,7 @@ def test_the_same_seed_gives_the_same_bytes_and_one_fold_is_one_fold(cohort, tmp
 @pytest.mark.parametrize("after", [2, 8])  # of 2 learning rates × 6 steps
 def test_a_killed_job_goes_on_to_the_same_bytes(cohort, tmp_path, monkeypatch, after):
     spec = job(cohort, tmp_path / "out")
-    finetune(spec, "cpu")
+    fine_tune(spec)
     whole = read(tmp_path / "out")
     shutil.rmtree(tmp_path / "out")
     run = module.Tuning.run
@@ -77,28 +76,28 @@ def test_a_killed_job_goes_on_to_the_same_bytes(cohort, tmp_path, monkeypatch, a
 
     monkeypatch.setattr(module.Tuning, "run", killed)
     with pytest.raises(Killed):
-        finetune(spec, "cpu")
+        fine_tune(spec)
     assert not (tmp_path / "out" / "rows.parquet").exists()
     (state,) = (tmp_path / "out" / "state").rglob("*.pt")
     saved = torch.load(state, weights_only=True)
     assert (saved["trial"], saved["step"]) == ((0, 2) if after == 2 else (1, 2))
     monkeypatch.setattr(module.Tuning, "run", run)
-    finetune(spec, "cpu")
+    fine_tune(spec)
     assert read(tmp_path / "out") == whole
 
 
 def test_state_of_another_specification_is_not_gone_on_with(cohort, tmp_path):
     (tmp_path / "out" / "state" / "0123456789ab").mkdir(parents=True)
-    finetune(job(cohort, tmp_path / "out"), "cpu")
+    fine_tune(job(cohort, tmp_path / "out"))
     assert not (tmp_path / "out" / "state").exists()
 
 
 def test_arms_start_where_they_say_and_scratch_needs_no_checkpoint(cohort, tmp_path):
     spec = job(cohort, tmp_path / "pretrained", learning_rates=[1e-8], checks=1)
-    finetune(spec, "cpu")
+    fine_tune(spec)
     scratch = {k: v for k, v in job(cohort, tmp_path / "scratch", arm="scratch", learning_rates=[1e-8], checks=1).items()
                if k != "checkpoint"}  # fmt: skip
-    finetune(scratch, "cpu")
+    fine_tune(scratch)
     one, other = (pd.read_parquet(tmp_path / arm / "predictions.parquet") for arm in ("pretrained", "scratch"))
     assert set(one["protocol"]) == {"finetune"} and set(other["protocol"]) == {"finetune_scratch"}
     assert one["superpatch"].equals(other["superpatch"]) and not np.allclose(one["score"], other["score"])
@@ -106,7 +105,7 @@ def test_arms_start_where_they_say_and_scratch_needs_no_checkpoint(cohort, tmp_p
 
 def test_the_matched_control_costs_what_both_cost_together(cohort, tmp_path):
     for arm in ("pretrained", "scratch", "scratch_matched"):
-        finetune(job(cohort, tmp_path / arm, arm=arm, learning_rates=[1e-3], checks=1), "cpu")
+        fine_tune(job(cohort, tmp_path / arm, arm=arm, learning_rates=[1e-3], checks=1))
     flop = {
         arm: {r.metric: r.value for r in rows_of(tmp_path / arm, unit="FLOP").itertuples()}
         for arm in ("pretrained", "scratch", "scratch_matched")
@@ -134,14 +133,14 @@ def test_what_validates_does_not_train_and_test_patients_do_neither(cohort, tmp_
         return task
 
     monkeypatch.setattr(module.PresenceTask, "of", classmethod(of))
-    finetune(job(cohort, tmp_path / "out"), "cpu")
+    fine_tune(job(cohort, tmp_path / "out"))
     assert seen["trained"] | seen["validated"] == names["train"]
     assert not seen["trained"] & seen["validated"] and not names["train"] & seen["tested"]
     assert set(rows_of(tmp_path / "out", metric="auroc")["selection"]) == {"inner validation"}
 
 
 def test_with_too_few_patients_the_rate_is_fixed_and_marked(cohort, tmp_path):
-    finetune(job(cohort, tmp_path / "out", label_fractions=[0.25], fixed_learning_rate=5e-4), "cpu")
+    fine_tune(job(cohort, tmp_path / "out", label_fractions=[0.25], fixed_learning_rate=5e-4))
     chosen = rows_of(tmp_path / "out", metric="learning_rate")
     assert chosen["value"].tolist() == [5e-4] and chosen["step"].tolist() == [6] and set(chosen["selection"]) == {"fixed"}
     assert set(rows_of(tmp_path / "out", metric="auroc")["selection"]) == {"fixed"}
@@ -150,15 +149,15 @@ def test_with_too_few_patients_the_rate_is_fixed_and_marked(cohort, tmp_path):
 
 
 def test_a_rate_that_diverges_has_no_say_and_if_all_do_it_is_told(cohort, tmp_path):
-    finetune(job(cohort, tmp_path / "one", learning_rates=[1e30, 1e-3]), "cpu")
+    fine_tune(job(cohort, tmp_path / "one", learning_rates=[1e30, 1e-3]))
     assert rows_of(tmp_path / "one", metric="learning_rate")["value"].tolist() == [1e-3]
     with pytest.raises(NemesisError, match="1e\\+30"):
-        finetune(job(cohort, tmp_path / "all", learning_rates=[1e30]), "cpu")
+        fine_tune(job(cohort, tmp_path / "all", learning_rates=[1e30]))
 
 
 def test_a_network_that_segments_is_judged_on_whole_scans(cohort, tmp_path, segmenting):
     spec = job(cohort, tmp_path / "out", "segmenting", tasks=["segmentation"], steps=60, learning_rates=[3e-2], centred=0.8)
-    finetune(spec, "cpu")
+    fine_tune(spec)
     lines = pd.read_parquet(tmp_path / "out" / "segmentations.parquet")
     assert set(lines["protocol"]) == {"segment"} and set(lines["organ"]) <= set(ORGANS) and lines["patient"].nunique() == 2
     assert lines["value"].between(0, 1).all()

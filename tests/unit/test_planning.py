@@ -92,18 +92,19 @@ def test_fine_tuning_is_estimated_by_its_trainings_and_told_as_recorded(planned)
     recipe = {"steps": 10, "batch_size": 4, "learning_rates": [1e-3, 1e-4], "controls": ["scratch_matched"], "checks": 1}
     experiment = planned(finetune=recipe | {"folds_held_out": 2})
     run = next(run for run in experiment.runs if run.method == "nemesis")
-    assert list(experiment.tunings) == [
+    pretrained, control, _ = experiment.tunings
+    assert [name.rpartition("-")[0] for name in experiment.tunings] == [
         f"{run.id}/pretrained", f"{run.id}/scratch_matched", f"{experiment.runs[1].id}/pretrained",
     ]  # fmt: skip
     method = create("nemesis", run.identity["settings"], 32)
     cost = estimate._cost(run.identity)
-    one, matched = (job_of(experiment, "finetune_encoder", f"{run.id}/{arm}", NOTHING | {"finetune_encoder": {}}).cost
-                    for arm in ("pretrained", "scratch_matched"))  # fmt: skip
+    one, matched = (job_of(experiment, "finetune_encoder", name, NOTHING | {"finetune_encoder": {}}).cost
+                    for name in (pretrained, control))  # fmt: skip
     assert one.flop == 6 * (2 * 2) * 40 * cost.encode and method.card.pretext
     assert matched.flop == one.flop + 6 * (2 * 2) * 70 * 4 * cost.pretext
-    key = planning._finetune_key(experiment.finetune_spec(f"{run.id}/pretrained"))
+    key = planning._finetune_key(experiment.finetune_spec(pretrained))
     recorded = NOTHING | {"finetune_encoder": {key: {"seconds": 33.0, "memory_mib": 700}}}
-    assert job_of(experiment, "finetune_encoder", f"{run.id}/pretrained", recorded).cost.seconds == 33.0
+    assert job_of(experiment, "finetune_encoder", pretrained, recorded).cost.seconds == 33.0
     fewer = planned(finetune=recipe | {"seeds": 1}, seeds=[0, 1])
     assert len(fewer.runs) == 4 and len(fewer.tunings) == 3
 

@@ -23,7 +23,7 @@ def test_fine_tuning_and_its_controls_repeat_nothing_and_are_repeated_by_nothing
         arms = {row["arm"]: row for row in csv.DictReader(file) if row["method"] == "NEMESIS"}
     assert set(arms) == {"pretrained", "scratch_matched"}
     assert float(arms["scratch_matched"]["downstream_steps"]) > float(arms["pretrained"]["downstream_steps"]) == 6
-    assert not list((place.results / "tiny" / "finetune").rglob("state"))
+    assert not list((place.results / "finetuned").rglob("state"))
 
     def jobs(**top):
         place.write_config(**{"finetune": FINETUNE} | top)
@@ -32,5 +32,7 @@ def test_fine_tuning_and_its_controls_repeat_nothing_and_are_repeated_by_nothing
     assert jobs() == {}
     assert jobs(finetune={**FINETUNE, "controls": []}) == REPORT
     assert jobs(methods=CONFIG["methods"][1:]) == REPORT
+    other = jobs(experiment="other", finetune={**FINETUNE, "controls": []})
+    assert "finetune_encoder" not in other and "pretrain_method" not in other, "another experiment shares it"
     assert jobs(finetune={**FINETUNE, "steps": 7}) == REPORT | {"finetune_encoder": 3}
     assert jobs(finetune={**FINETUNE, "controls": ["scratch", "scratch_matched"]}) == REPORT | {"finetune_encoder": 1}

@@ -34,6 +34,18 @@ VIEWS = {view_name(spacing): spacing for spacing in EXPERIMENT.views}
 GPU = int(wants_gpu(CONFIG.device))
 
 
+def unless_done(outputs, files):
+    """What a job of a folder that experiments share waits for: nothing of this experiment's, where all its outputs are there.
+
+    What the scans hold is in the job's params, so a rewritten index repeats nothing; and another experiment's index, which is yet
+    to be written, would repeat the job even as ancient.
+    """
+    asked = workflow.dag_settings
+    forced = asked.forceall or asked.forcerun or asked.forcetargets
+    done = not forced and all(Path(output).exists() for output in outputs)
+    return [] if done else ancient(files)
+
+
 def as_json(value):
     """A specification as one shell word's content."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False)

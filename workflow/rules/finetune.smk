@@ -1,11 +1,22 @@
-"""One checkpoint, or its random start → fine-tuned networks: rows, predictions and segmentations; state is kept beside them."""
+"""One checkpoint, or its random start → fine-tuned networks: rows, predictions and segmentations; state is kept beside them.
 
-TUNINGS = list(EXPERIMENT.tunings)
-TUNED = expand(
-    f"{FOLDER}/finetune/{{tuning}}/{{name}}.parquet",
-    tuning=TUNINGS,
-    name=["rows", "predictions", "segmentations"],
+The folder is shared by all experiments that ask for the same fine-tuning.
+"""
+
+TUNED = {
+    name: f"results/finetuned/{{tuning}}/{name}.parquet"
+    for name in ("rows", "predictions", "segmentations")
+} | {"timing": "results/finetuned/{tuning}/timing.json"}
+TUNED_FILES = expand(
+    [path for path in TUNED.values() if path.endswith(".parquet")],
+    tuning=EXPERIMENT.tunings,
 )
+
+
+def of_tuning(tuning, file_of):
+    """An input of a run's fine-tuning, which nobody waits for where that is done."""
+    outputs = [path.format(tuning=tuning) for path in TUNED.values()]
+    return unless_done(outputs, file_of(EXPERIMENT.tunings[tuning][0]))
 
 
 rule finetune_encoder:
@@ -14,13 +25,10 @@ rule finetune_encoder:
         checkpoint=lambda wc: (
             EXPERIMENT.finetune_spec(wc.tuning).get("checkpoint") or []
         ),
-        index=EXPERIMENT.index,
-        view=lambda wc: EXPERIMENT.index_of(EXPERIMENT.tunings[wc.tuning][0]),
+        index=lambda wc: of_tuning(wc.tuning, lambda _: EXPERIMENT.index),
+        view=lambda wc: of_tuning(wc.tuning, EXPERIMENT.index_of),
     output:
-        rows=f"{FOLDER}/finetune/{{tuning}}/rows.parquet",
-        predictions=f"{FOLDER}/finetune/{{tuning}}/predictions.parquet",
-        segmentations=f"{FOLDER}/finetune/{{tuning}}/segmentations.parquet",
-        timing=f"{FOLDER}/finetune/{{tuning}}/timing.json",
+        **TUNED,
     log:
         f"{FOLDER}/logs/finetune_encoder/{{tuning}}.log",
     benchmark:
@@ -34,4 +42,5 @@ rule finetune_encoder:
     params:
         spec=lambda wc: as_json(EXPERIMENT.finetune_spec(wc.tuning)),
     shell:
-        "nemesis finetune {params.spec:q} --device {resources.device} 2>&1 | tee {log:q}"
+        "nemesis finetune {params.spec:q} --index {input.index:q} --view {input.view:q}"
+        " --device {resources.device} 2>&1 | tee {log:q}"

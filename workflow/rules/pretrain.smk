@@ -3,22 +3,31 @@
 from nemesis.tracking.store import experiment_name, label_of
 
 REPORTED = EXPERIMENT.report_spec()
+TRAINED = {
+    "checkpoint": "results/runs/{run}/checkpoint.safetensors",
+    "run": "results/runs/{run}/run.json",
+    "curve": "results/runs/{run}/curve.jsonl",
+    "timing": "results/runs/{run}/timing.json",
+}
+
+
+def of_training(run, file_of):
+    """An input of a run's training, which nobody waits for where that is done."""
+    outputs = [path.format(run=run) for path in TRAINED.values()]
+    return unless_done(outputs, file_of(EXPERIMENT.run(run)))
 
 
 rule pretrain_method:
     input:
-        # ancient: what the scans hold is in the run's identity (params), a rewritten index alone repeats nothing
-        index=lambda wc: ancient(EXPERIMENT.index_of(EXPERIMENT.run(wc.run))),
-        maps=lambda wc: ancient(
-            EXPERIMENT.index_of(EXPERIMENT.run(wc.run)).with_suffix(".maps")
+        index=lambda wc: of_training(wc.run, EXPERIMENT.index_of),
+        maps=lambda wc: of_training(
+            wc.run, lambda run: EXPERIMENT.index_of(run).with_suffix(".maps")
         ),
-        pool=lambda wc: ancient(EXPERIMENT.pool_of(EXPERIMENT.run(wc.run))),
-        audit=ancient(EXPERIMENT.audit),  # nothing is trained before the pools are known to share nothing
+        pool=lambda wc: of_training(wc.run, EXPERIMENT.pool_of),
+        # nothing is trained before the pools are known to share nothing
+        audit=lambda wc: of_training(wc.run, lambda _: EXPERIMENT.audit),
     output:
-        checkpoint="results/runs/{run}/checkpoint.safetensors",
-        run="results/runs/{run}/run.json",
-        curve="results/runs/{run}/curve.jsonl",
-        timing="results/runs/{run}/timing.json",
+        **TRAINED,
     log:
         f"{FOLDER}/logs/pretrain_method/{{run}}.log",
     benchmark:

@@ -31,7 +31,7 @@ rule collect_rows:
         reconstructions=expand(
             f"{FOLDER}/evaluation/{{run}}/reconstructions.parquet", run=RUNS
         ),
-        tuned=TUNED,
+        tuned=TUNED_FILES,
         search=SEARCH_FILES,
     output:
         COLLECTED_FILES,
