@@ -34,7 +34,7 @@ VIEWS = {view_name(spacing): spacing for spacing in EXPERIMENT.views}
 GPU = int(wants_gpu(CONFIG.device))
 
 
-def unless_done(outputs, files):
+def unless_done(outputs, wildcards, files):
     """What a job of a folder that experiments share waits for: nothing of this experiment's, where all its outputs are there.
 
     What the scans hold is in the job's params, so a rewritten index repeats nothing; and another experiment's index, which is yet
@@ -42,7 +42,8 @@ def unless_done(outputs, files):
     """
     asked = workflow.dag_settings
     forced = asked.forceall or asked.forcerun or asked.forcetargets
-    done = not forced and all(Path(output).exists() for output in outputs)
+    paths = [Path(output.format(**wildcards)) for output in outputs.values()]
+    done = not forced and all(path.exists() for path in paths)
     return [] if done else ancient(files)
 
 

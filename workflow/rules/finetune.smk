@@ -13,20 +13,16 @@ TUNED_FILES = expand(
 )
 
 
-def of_tuning(tuning, file_of):
-    """An input of a run's fine-tuning, which nobody waits for where that is done."""
-    outputs = [path.format(tuning=tuning) for path in TUNED.values()]
-    return unless_done(outputs, file_of(EXPERIMENT.tunings[tuning][0]))
-
-
 rule finetune_encoder:
     input:
         # a control starts from random weights: it waits for no training
         checkpoint=lambda wc: (
             EXPERIMENT.finetune_spec(wc.tuning).get("checkpoint") or []
         ),
-        index=lambda wc: of_tuning(wc.tuning, lambda _: EXPERIMENT.index),
-        view=lambda wc: of_tuning(wc.tuning, EXPERIMENT.index_of),
+        index=lambda wc: unless_done(TUNED, wc, EXPERIMENT.index),
+        view=lambda wc: unless_done(
+            TUNED, wc, EXPERIMENT.index_of(EXPERIMENT.tunings[wc.tuning][0])
+        ),
     output:
         **TUNED,
     log:

@@ -11,21 +11,21 @@ TRAINED = {
 }
 
 
-def of_training(run, file_of):
-    """An input of a run's training, which nobody waits for where that is done."""
-    outputs = [path.format(run=run) for path in TRAINED.values()]
-    return unless_done(outputs, file_of(EXPERIMENT.run(run)))
-
-
 rule pretrain_method:
     input:
-        index=lambda wc: of_training(wc.run, EXPERIMENT.index_of),
-        maps=lambda wc: of_training(
-            wc.run, lambda run: EXPERIMENT.index_of(run).with_suffix(".maps")
+        index=lambda wc: unless_done(
+            TRAINED, wc, EXPERIMENT.index_of(EXPERIMENT.run(wc.run))
         ),
-        pool=lambda wc: of_training(wc.run, EXPERIMENT.pool_of),
+        maps=lambda wc: unless_done(
+            TRAINED,
+            wc,
+            EXPERIMENT.index_of(EXPERIMENT.run(wc.run)).with_suffix(".maps"),
+        ),
+        pool=lambda wc: unless_done(
+            TRAINED, wc, EXPERIMENT.pool_of(EXPERIMENT.run(wc.run))
+        ),
         # nothing is trained before the pools are known to share nothing
-        audit=lambda wc: of_training(wc.run, lambda _: EXPERIMENT.audit),
+        audit=lambda wc: unless_done(TRAINED, wc, EXPERIMENT.audit),
     output:
         **TRAINED,
     log:
