@@ -34,17 +34,17 @@ VIEWS = {view_name(spacing): spacing for spacing in EXPERIMENT.views}
 GPU = int(wants_gpu(CONFIG.device))
 
 
-def unless_done(outputs, wildcards, files):
-    """What a job of a folder that experiments share waits for: nothing of this experiment's, where all its outputs are there.
+def unless_done(outputs, wildcards, file):
+    """What a job of a folder that experiments share waits for: a file of this experiment, unless another left all its outputs.
 
-    What the scans hold is in the job's params, so a rewritten index repeats nothing; and another experiment's index, which is yet
-    to be written, would repeat the job even as ancient.
+    What the scans hold is in the job's params, so a rewritten index repeats nothing. One that is yet to be written would repeat
+    the job even as ancient.
     """
     asked = workflow.dag_settings
     forced = asked.forceall or asked.forcerun or asked.forcetargets
     paths = [Path(output.format(**wildcards)) for output in outputs.values()]
     done = not forced and all(path.exists() for path in paths)
-    return [] if done else ancient(files)
+    return [] if done and not Path(file).exists() else ancient(file)
 
 
 def as_json(value):
