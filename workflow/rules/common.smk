@@ -37,8 +37,8 @@ GPU = int(wants_gpu(CONFIG.device))
 def unless_done(outputs, wildcards, file):
     """What a job of a folder that experiments share waits for: a file of this experiment, unless another left all its outputs.
 
-    What the scans hold is in the job's params, so a rewritten index repeats nothing. One that is yet to be written would repeat
-    the job even as ancient.
+    What scans and weights hold is in the job's params, so a file that is written again repeats nothing. One that is yet to be
+    written would repeat the job even as ancient.
     """
     asked = workflow.dag_settings
     forced = asked.forceall or asked.forcerun or asked.forcetargets

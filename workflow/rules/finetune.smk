@@ -17,7 +17,9 @@ rule finetune_encoder:
     input:
         # a control starts from random weights: it waits for no training
         checkpoint=lambda wc: (
-            EXPERIMENT.finetune_spec(wc.tuning).get("checkpoint") or []
+            unless_done(TUNED, wc, checkpoint)
+            if (checkpoint := EXPERIMENT.finetune_spec(wc.tuning).get("checkpoint"))
+            else []
         ),
         index=lambda wc: unless_done(TUNED, wc, EXPERIMENT.index),
         view=lambda wc: unless_done(
