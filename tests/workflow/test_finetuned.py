@@ -36,3 +36,6 @@ def test_fine_tuning_and_its_controls_repeat_nothing_and_are_repeated_by_nothing
     assert "finetune_encoder" not in other and "pretrain_method" not in other, "another experiment shares it"
     assert jobs(finetune={**FINETUNE, "steps": 7}) == REPORT | {"finetune_encoder": 3}
     assert jobs(finetune={**FINETUNE, "controls": ["scratch", "scratch_matched"]}) == REPORT | {"finetune_encoder": 1}
+    with (place.run_folder("nemesis") / "checkpoint.safetensors").open("ab") as file:
+        file.write(b" ")
+    assert "evaluate_encoder" in (again := jobs()) and "finetune_encoder" not in again, "the name says what it starts from"
