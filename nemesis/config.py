@@ -20,7 +20,7 @@ from nemesis.finetuning import Finetuning
 from nemesis.section import Different, Positive, Section
 from nemesis.section import key as key
 
-SHARED_FOLDERS = ("data", "mlartifacts", "pools", "runs")  # of results/
+SHARED_FOLDERS = ("data", "finetuned", "mlartifacts", "pools", "runs")  # of results/
 PROBE_ORGANS = ["aorta", "gallbladder", "spleen", "left kidney", "right kidney", "liver", "stomach", "pancreas"]
 MIN_EVALUATION_PATIENTS = 3  # with fewer, no fold leaves two patients to train on
 MIN_PATIENTS_FOR_SELECTION = 5  # training patients; with fewer there is no inner validation

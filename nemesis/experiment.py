@@ -227,6 +227,7 @@ class Experiment:
             "folds": probe.folds,
             "split_seed": probe.split_seed,
             "positive_voxels": probe.positive_voxels,
+            "data_version": nemesis.data.VERSION,  # a network that is not trained does not have it in its identity
             "version": nemesis.finetuning.VERSION,
         }
 

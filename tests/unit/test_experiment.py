@@ -423,7 +423,7 @@ def test_what_a_control_is_asked_says_nothing_of_the_checkpoint_nor_of_the_other
     assert {arm for run, arm in both.tunings.values() if run.method == "random_vit"} == {"pretrained"}
 
 
-def test_two_experiments_share_a_fine_tuning_until_something_it_depends_on_differs(planned):
+def test_two_experiments_share_a_fine_tuning_until_something_it_depends_on_differs(planned, monkeypatch):
     def asked(**top):
         return set(planned(**{"finetune": {"steps": 5}} | top).tunings)
 
@@ -432,10 +432,14 @@ def test_two_experiments_share_a_fine_tuning_until_something_it_depends_on_diffe
     for change in (
         {"finetune": {"steps": 6}},
         {"probe": {"folds": 3, "positive_voxels": 7}},
+        {"probe": {"folds": 3, "split_seed": 1}},
+        {"preparation": {"foreground_floor": 0.1}},
         {"pools": {"evaluation": 4}},
         {"organs": ["liver"]},
     ):
         assert not asked(**change) & one, change
+    monkeypatch.setattr("nemesis.data.VERSION", 1000)
+    assert not asked() & one, "other stored volumes, also of a network that is not trained"
 
 
 def test_published_weights_have_a_control_from_scratch_but_none_at_a_compute_that_nobody_says(planned, tmp_path):

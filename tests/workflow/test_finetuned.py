@@ -33,7 +33,14 @@ def test_fine_tuning_and_its_controls_repeat_nothing_and_are_repeated_by_nothing
     assert jobs(finetune={**FINETUNE, "controls": []}) == REPORT
     assert jobs(methods=CONFIG["methods"][1:]) == REPORT
     other = jobs(experiment="other", finetune={**FINETUNE, "controls": []})
-    assert "finetune_encoder" not in other and "pretrain_method" not in other, "another experiment shares it"
+    assert {"check_cohort", "evaluate_encoder"} <= other.keys()
+    assert not {"pretrain_method", "finetune_encoder"} & other.keys(), "another experiment shares it"
+    forced = place.plan("print_tables", "--forcerun", "ingest_scans").jobs
+    assert not {"pretrain_method", "finetune_encoder"} & forced.keys(), "what is forced is something else"
+    assert place.plan("print_tables", "--forcerun", "finetune_encoder").jobs["finetune_encoder"] == 2
+    done = place.snakemake("print_tables")
+    assert done.rc == 0 and (place.results / "other" / "tables" / "main.csv").is_file(), done.text
+    assert place.plan("print_tables").jobs == {}
     assert jobs(finetune={**FINETUNE, "steps": 7}) == REPORT | {"finetune_encoder": 3}
     assert jobs(finetune={**FINETUNE, "controls": ["scratch", "scratch_matched"]}) == REPORT | {"finetune_encoder": 1}
     with (place.run_folder("nemesis") / "checkpoint.safetensors").open("ab") as file:

@@ -34,16 +34,20 @@ VIEWS = {view_name(spacing): spacing for spacing in EXPERIMENT.views}
 GPU = int(wants_gpu(CONFIG.device))
 
 
-def unless_done(outputs, wildcards, file):
+def unless_done(rule, outputs, wildcards, file):
     """What a job of a folder that experiments share waits for: a file of this experiment, unless another left all its outputs.
 
     What scans and weights hold is in the job's params, so a file that is written again repeats nothing. One that is yet to be
     written would repeat the job even as ancient.
     """
-    asked = workflow.dag_settings
-    forced = asked.forceall or asked.forcerun or asked.forcetargets
-    paths = [Path(output.format(**wildcards)) for output in outputs.values()]
-    done = not forced and all(path.exists() for path in paths)
+    paths = [output.format(**wildcards) for output in outputs.values()]
+    asked, names = workflow.dag_settings, {rule, *paths}
+    forced = (
+        asked.forceall
+        or names & set(asked.forcerun)
+        or (asked.forcetargets and (asked.target_jobs or names & set(asked.targets)))
+    )
+    done = not forced and all(Path(path).exists() for path in paths)
     return [] if done and not Path(file).exists() else ancient(file)
 
 

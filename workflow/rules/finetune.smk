@@ -17,13 +17,16 @@ rule finetune_encoder:
     input:
         # a control starts from random weights: it waits for no training
         checkpoint=lambda wc: (
-            unless_done(TUNED, wc, checkpoint)
+            unless_done("finetune_encoder", TUNED, wc, checkpoint)
             if (checkpoint := EXPERIMENT.finetune_spec(wc.tuning).get("checkpoint"))
             else []
         ),
-        index=lambda wc: unless_done(TUNED, wc, EXPERIMENT.index),
+        index=lambda wc: unless_done("finetune_encoder", TUNED, wc, EXPERIMENT.index),
         view=lambda wc: unless_done(
-            TUNED, wc, EXPERIMENT.index_of(EXPERIMENT.tunings[wc.tuning][0])
+            "finetune_encoder",
+            TUNED,
+            wc,
+            EXPERIMENT.index_of(EXPERIMENT.tunings[wc.tuning][0]),
         ),
     output:
         **TUNED,

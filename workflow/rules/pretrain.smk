@@ -14,18 +14,19 @@ TRAINED = {
 rule pretrain_method:
     input:
         index=lambda wc: unless_done(
-            TRAINED, wc, EXPERIMENT.index_of(EXPERIMENT.run(wc.run))
+            "pretrain_method", TRAINED, wc, EXPERIMENT.index_of(EXPERIMENT.run(wc.run))
         ),
         maps=lambda wc: unless_done(
+            "pretrain_method",
             TRAINED,
             wc,
             EXPERIMENT.index_of(EXPERIMENT.run(wc.run)).with_suffix(".maps"),
         ),
         pool=lambda wc: unless_done(
-            TRAINED, wc, EXPERIMENT.pool_of(EXPERIMENT.run(wc.run))
+            "pretrain_method", TRAINED, wc, EXPERIMENT.pool_of(EXPERIMENT.run(wc.run))
         ),
         # nothing is trained before the pools are known to share nothing
-        audit=lambda wc: unless_done(TRAINED, wc, EXPERIMENT.audit),
+        audit=lambda wc: unless_done("pretrain_method", TRAINED, wc, EXPERIMENT.audit),
     output:
         **TRAINED,
     log:
