@@ -22,9 +22,7 @@ rule pretrain_method:
             wc,
             EXPERIMENT.index_of(EXPERIMENT.run(wc.run)).with_suffix(".maps"),
         ),
-        pool=lambda wc: unless_done(
-            "pretrain_method", TRAINED, wc, EXPERIMENT.pool_of(EXPERIMENT.run(wc.run))
-        ),
+        pool=lambda wc: ancient(EXPERIMENT.pool_of(EXPERIMENT.run(wc.run))),
         # nothing is trained before the pools are known to share nothing
         audit=lambda wc: unless_done("pretrain_method", TRAINED, wc, EXPERIMENT.audit),
     output:
