@@ -27,7 +27,7 @@ MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
 PARTS = {"methods": "method", "sweep": "sweep", "ablations": "ablation"}
 CAPTIONS = {
     "label_fractions": "Encoders at growing shares of labelled training patients. Bands, where there are patients enough "
-    "for them, are 95 % bootstrap intervals over patients; where they overlap the methods may still differ, since all were "
+    "for them, are 95 % intervals over patients; where they overlap the methods may still differ, since all were "
     "tested on the same patients.",
     "ablations": "Variants beside the method as configured (dashed; grey: its interval, where there is one). A variant of "
     "another superpatch size is scored on other superpatches, and one that hides another share has another task: its PSNR is "

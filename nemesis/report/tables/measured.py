@@ -15,11 +15,10 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from nemesis.evaluation.cells import EasyNegatives, Metric
 from nemesis.evaluation.cost import FLOP_PER_MAC, PASSES_PER_STEP
 from nemesis.evaluation.statistics import (
-    EasyNegatives,
     Estimate,
-    Metric,
     Scores,
     mean_over_organs,
     mean_over_superpatches,
