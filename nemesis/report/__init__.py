@@ -6,7 +6,7 @@ VERSION = 8  # raised whenever the same rows and predictions print other numbers
 COLLECTED = ("runs", "rows", "predictions", "reconstructions", "segmentations", "curves", "timings", "audit")
 TABLES = (
     "data", "main", "label_fractions", "pretraining", "segmentation", "controls", "ablations", "sweep", "maesil_reconstruction",
-    "maesil_datasets", "reconstruction", "cost",
+    "maesil_datasets", "reconstruction", "claims", "cost",
 )  # fmt: skip
 FIGURES = (
     "reconstructions",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".csv", ".md", ".tex", ".html")
 MISSING = "–"
 INTERVAL = " [95 % CI]"  # ends the name of a column whose figures may have one
+WRAPPED = "9cm"  # of a column of sentences in LaTeX, before the whole is made to fit
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"\textbar{}", "\u00a0": "~",
@@ -51,6 +52,7 @@ class Table:
     notes: Sequence[str]
     data: pd.DataFrame
     text_columns: int  # the first columns are words, aligned left; the others are figures, aligned right
+    wraps: Sequence[int] = ()  # of them those of whole sentences, which are broken into lines
 
     def write(self, folder: Path) -> None:
         """``<name>.csv``, ``.md``, ``.tex`` and ``.html`` in ``folder``."""
@@ -76,7 +78,8 @@ class Table:
 
     def latex(self) -> str:
         """A float that needs booktabs and graphicx; in ASCII alone, so that every engine sets it."""
-        layout = "l" * self.text_columns + "r" * (len(self.columns) - self.text_columns)
+        kinds = ["l" if place < self.text_columns else "r" for place in range(len(self.columns))]
+        layout = "".join(rf"p{{{WRAPPED}}}" if place in self.wraps else kind for place, kind in enumerate(kinds))
         lines = [
             r"\begin{table*}[t]", r"\centering", rf"\caption{{{_latex(f'{self.title}. {self.caption}')}}}",
             rf"\label{{tab:{self.name.replace('_', '-')}}}",
@@ -92,7 +95,7 @@ class Table:
         """A ``<figure>`` without styles of its own; the page brings them."""
 
         def cells(row: Sequence[str], tag: str) -> str:
-            kinds = ["" if i < self.text_columns else ' class="n"' for i in range(len(row))]
+            kinds = [' class="w"' if i in self.wraps else "" if i < self.text_columns else ' class="n"' for i in range(len(row))]
             return "<tr>" + "".join(f"<{tag}{k}>{html.escape(c)}</{tag}>" for c, k in zip(row, kinds, strict=True)) + "</tr>"
 
         lines = [
