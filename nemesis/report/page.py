@@ -211,13 +211,16 @@ def _sweep(spec: Mapping[str, Any], tables: Path) -> Iterator[str]:
 
 def _claims(spec: Mapping[str, Any], tables: Path) -> Iterator[str]:
     """How many of the papers' statements held, and of which setting that speaks."""
-    verdicts = Counter({row["claim"]: row["verdict"] for row in _rows(tables / "claims.csv")}.values())
-    inconsistent = verdicts.pop(INCONSISTENT, 0)
+    rows = [row for row in _rows(tables / "claims.csv") if row["kind"] != "inconsistent"]
+    verdicts = Counter({row["claim"]: row["verdict"] for row in rows}.values())
+    lacking = {row["claim"] for row in rows if row["verdict"] == UNDECIDABLE and not row["difference"]}
     told = ", ".join(f"{verdicts[each]} {each}" for each in (SUPPORTED, CONTRADICTED, UNDECIDABLE))
+    why = f" ({len(lacking)} of them for want of a side that was not measured)" if lacking else ""
     setting = f"{', '.join(spec['datasets'])} with superpatches of {spec['config']['superpatch']}³"
+    denied = len({row["claim"] for row in _rows(tables / "claims.csv") if row["verdict"] == INCONSISTENT})
     yield (
-        f"Of {sum(verdicts.values())} statements of the papers that can be tested by measuring: {told}. This speaks of {setting} "
-        f"alone. {inconsistent} more are contradicted by the papers' own figures."
+        f"Of {sum(verdicts.values())} statements of the papers that measuring can test, {told}{why}. This speaks of {setting} "
+        f"alone. {denied} more are denied by the papers' own figures."
     )
 
 

@@ -68,7 +68,7 @@ def together(claim: Claim, compared: Sequence[Compared]) -> str:
 
 def exactly(value: float) -> Estimate:
     """A figure without chance: counted or published."""
-    return Estimate(value, value, value, (), n_patients=0, n_superpatches=0, n_cells=0, p=None, note="")
+    return Estimate(value, value, value, (), n_patients=0, n_superpatches=0, n_cells=0, p=None, note="", training=False)
 
 
 def value_of(figures: Figures) -> float:

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from report_experiment import PATIENTS
+from report_experiment import FOLDS, PATIENTS
 
-from nemesis.evaluation.statistics import Scores
+from nemesis.evaluation.statistics import MIN_PATIENTS_FOR_INTERVAL, Scores
 from nemesis.report.claims import Claim
 from nemesis.report.tables import read_measured
 from nemesis.report.tables.claims import claims_table
@@ -70,7 +70,7 @@ def test_sides_of_two_protocols_meet_in_the_folds_of_both(measured):
     """Fine-tuned networks were tested on three folds of five: frozen ones are compared there alone."""
     frozen, tuned = NEMESIS | {"protocol": "linear"}, RANDOM | {"protocol": "finetune"}
     _, data = judged(measured, claim(frozen, tuned))
-    assert data["n_patients"][0] == 6
+    assert data["n_patients"][0] == sum(n % FOLDS < 3 for n in range(PATIENTS))
     changed = {}
     for run, scores in measured.predictions.items():  # what frozen networks say of other folds does not matter
         frame = scores.predictions
@@ -86,6 +86,21 @@ def test_fewer_labels_are_compared_with_all(measured):
     assert judged(measured, claim(few, NEMESIS, margin=-0.5))[0] == SUPPORTED  # loses less than half
 
 
+def test_what_other_training_patients_would_change_is_in_the_interval(measured):
+    """The draws of the lesser share of labels tell it, also beside all labels, of which there is one draw."""
+    few = claim(NEMESIS | {"fraction": 0.25}, NEMESIS)
+    widths = []
+    for luck in (0.0, 0.3):
+        changed = {}
+        for run, scores in measured.predictions.items():
+            frame = scores.predictions
+            unlucky = (frame["label_fraction"] == 0.25) & (frame["draw"] == 1) & frame["truth"]
+            changed[run] = Scores(frame.assign(score=frame["score"] - luck * unlucky))
+        _, data = judged(replace(measured, predictions=changed), few)
+        widths.append(data["difference_high"][0] - data["difference_low"][0])
+    assert widths[1] > 3 * widths[0]
+
+
 def test_a_side_alone_is_compared_with_the_margin(measured):
     assert judged(measured, claim(NEMESIS, relation="above", margin=0.6))[0] == SUPPORTED
     assert judged(measured, claim(NEMESIS, relation="below", margin=0.6))[0] == CONTRADICTED
@@ -96,7 +111,7 @@ def test_too_few_patients_decide_nothing(measured):
     predictions = {r: Scores(s.predictions[s.predictions["patient"].isin(few)]) for r, s in measured.predictions.items()}
     found, data = judged(replace(measured, predictions=predictions), claim(NEMESIS, RANDOM))
     assert found == UNDECIDABLE
-    assert "4 patients, at least 5 are needed" in data["missing"][0]
+    assert f"4 patients, at least {MIN_PATIENTS_FOR_INTERVAL} are needed" in data["missing"][0]
     assert data["difference"][0] > 0  # the figure itself is told
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from report_experiment import make_experiment
+from report_experiment import PATIENTS, make_experiment
 from test_tables_claims import claim, judged
 
 from nemesis.evaluation.rows import ROW_COLUMNS
@@ -105,8 +105,8 @@ def test_reconstructions_turn_with_their_figures(measured):
     better = claim(NEMESIS, AE, "psnr")
     assert judged(measured, better)[0] == SUPPORTED
     found, data = judged(shifted(measured, "Auto_encoder & co", lambda frame: 9.0), better)
-    assert found == CONTRADICTED and data["n_patients"][0] == 10
-    far = shifted(measured, "Auto_encoder & co", lambda frame: 3.0 * ((frame["superpatch"] // 12) % 2 * 2 - 1))
+    assert found == CONTRADICTED and data["n_patients"][0] == PATIENTS
+    far = shifted(measured, "Auto_encoder & co", lambda frame: 9.0 * ((frame["superpatch"] // 12) % 2 * 2 - 1))
     assert judged(far, better)[0] == UNDECIDABLE
 
 
@@ -115,7 +115,7 @@ def test_two_datasets_are_two_samples(two_datasets):
     btcv, lidc = (NEMESIS | {"dataset": name} for name in ("BTCV", "LIDC-IDRI"))
     apart = shifted(two_datasets, "NEMESIS", lambda frame: 8.0 * (frame["dataset"] == "btcv"))
     found, data = judged(apart, claim(btcv, lidc, "psnr"))
-    assert found == SUPPORTED and data["n_patients"][0] == 10
+    assert found == SUPPORTED and data["n_patients"][0] == PATIENTS
     assert judged(apart, claim(lidc, btcv, "psnr"))[0] == CONTRADICTED
     found, data = judged(two_datasets, claim(btcv, lidc, "psnr"))
     assert found == UNDECIDABLE
@@ -169,12 +169,15 @@ def test_every_claim_has_its_line(report, measured):
 
 def test_the_page_counts_verdicts_and_says_of_what_they_speak(report):
     page = report.page.read_text(encoding="utf-8")
-    verdicts = {row["claim"]: row["verdict"] for row in csv.DictReader((report.tables / "claims.csv").open(newline=""))}
+    rows = list(csv.DictReader((report.tables / "claims.csv").open(newline="")))
+    verdicts = {row["claim"]: row["verdict"] for row in rows}
     found = re.search(
-        r"Of (\d+) statements of the papers that can be tested by measuring: (\d+) supported, (\d+) contradicted, (\d+) not "
-        r"decidable\. This speaks of phantom with superpatches of 16³ alone\. (\d+) more",
+        r"Of (\d+) statements of the papers that measuring can test, (\d+) supported, (\d+) contradicted, (\d+) not decidable "
+        r"\((\d+) of them for want of a side that was not measured\)\. This speaks of phantom with superpatches of 16³ alone\. "
+        r"(\d+) more are denied",
         page,
     )
     kinds = [list(verdicts.values()).count(kind) for kind in (SUPPORTED, CONTRADICTED, UNDECIDABLE, INCONSISTENT)]
-    assert [int(n) for n in found.groups()] == [sum(kinds[:3]), *kinds]
+    lacking = {row["claim"] for row in rows if row["verdict"] == UNDECIDABLE and not row["difference"]}
+    assert [int(n) for n in found.groups()] == [sum(kinds[:3]), *kinds[:3], len(lacking), kinds[3]]
     assert "<h2>What the papers say</h2>" in page

@@ -11,15 +11,17 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
+from nemesis.evaluation.cells import Metric
 from nemesis.evaluation.cost import FLOP_PER_MAC, superpatches
-from nemesis.evaluation.statistics import LEVEL, MIN_PATIENTS_FOR_INTERVAL, Estimate, Metric, Scores, paired_difference, summarise
+from nemesis.evaluation.statistics import LEVEL, Estimate, Scores, paired_difference, summarise
 from nemesis.finetuning import protocol_of
 from nemesis.report.claims import Metric as ClaimedMetric
 from nemesis.report.tables.measured import Measured
 from nemesis.report.tables.sides import Found, NotMeasured, dataset_of
 from nemesis.report.verdicts import exactly
 
-SHARED = "compared"  # what the scores of both sides are filed under, whatever protocol and label fraction they are of
+SHARED = "compared"  # what the scores of both sides are filed under, whatever protocol they are of
+MIN_TRAININGS_FOR_INTERVAL = 5
 COUNTED = {"pretext_gmac": 1e-9, "pretext_gflop": 1e-9 * FLOP_PER_MAC, "volume_gmac": 1e-9}
 UNDER_MASK = {"psnr": "psnr_whole", "ssim": "ssim_whole", "lpips": "lpips_whole", "psnr_masked": "psnr_masked"}
 NOTHING_HIDDEN = {"psnr": "psnr_unmasked_input", "ssim": "ssim_unmasked_input", "lpips": "lpips_unmasked_input"}
@@ -59,30 +61,39 @@ class Differences:
         sides = [found for found in (left, right) if found]
         if len({self.measured.identities[found.entries[0]["run"]]["superpatch"] for found in sides}) > 1:
             raise NotMeasured("the sides are scored on superpatches of different sizes")
-        tested = [set(frame["fold"].unique()) for found in sides for frame in self._predictions(found)]
-        if not (folds := frozenset(set.intersection(*tested))):
+        at = [[frame[frame["label_fraction"] == f.side.fraction] for frame in self._predictions(f)] for f in sides]
+        if not (folds := frozenset(set.intersection(*(set(frame["fold"].unique()) for side in at for frame in side)))):
             raise NotMeasured(f"{' and '.join(found.name for found in sides)} were tested on different folds")
+        # the draws of the lesser share of labels say what other training patients would change
+        fraction, fewest = min(((f.side.fraction, side[0]) for f, side in zip(sides, at, strict=True)), key=lambda pair: pair[0])
+        draws = frozenset(fewest["draw"].unique())
+        scores = [self._scores_of(found, folds, fraction, draws) for found in sides]
         resamples, seed = self.measured.spec["bootstrap"], self.measured.spec["seed"]
-        scores = [self._scores_of(found, folds) for found in sides]
         if right is None:
-            return summarise(scores[0], SHARED, 1.0, metric, resamples=resamples, seed=seed)
-        return paired_difference(scores[0], scores[1], SHARED, 1.0, metric, resamples=resamples, seed=seed)
+            return summarise(scores[0], SHARED, fraction, metric, resamples=resamples, seed=seed)
+        return paired_difference(scores[0], scores[1], SHARED, fraction, metric, resamples=resamples, seed=seed)
 
-    def _scores_of(self, found: Found, folds: frozenset[Any]) -> list[Scores]:
+    def _scores_of(self, found: Found, folds: frozenset[Any], fraction: float, draws: frozenset[Any]) -> list[Scores]:
+        """Filed under ``SHARED`` and this label fraction; what is of more labels, of which there is one draw, stands beside every
+        draw."""
         side = found.side
-        key = (tuple(entry["run"] for entry in found.entries), side.protocol, side.arm, side.fraction, folds)
+        key = (tuple(entry["run"] for entry in found.entries), side.protocol, side.arm, side.fraction, folds, fraction, draws)
         if key not in self._scores:
-            frames = [frame[frame["fold"].isin(folds)] for frame in self._predictions(found)]
-            self._scores[key] = [Scores(frame.assign(protocol=SHARED, label_fraction=1.0)) for frame in frames]
+            frames = [frame[frame["fold"].isin(folds)].assign(protocol=SHARED) for frame in self._predictions(found)]
+            if side.fraction != fraction:
+                frames = [frame[frame["label_fraction"] == side.fraction].assign(label_fraction=fraction) for frame in frames]
+                frames = [_beside(frame, draws) for frame in frames]
+            self._scores[key] = [Scores(frame) for frame in frames]
         return self._scores[key]
 
     def _predictions(self, found: Found) -> list[pd.DataFrame]:
+        """At every label fraction, of the runs that have the side's."""
         side = found.side
         tuned = side.protocol == "finetune"
         wanted = protocol_of("presence", side.arm) if tuned else side.protocol or "linear"
         frames = [scores.predictions for scores in self.measured.scores(found.entries)]
-        chosen = [f[(f["protocol"] == wanted) & (f["label_fraction"] == side.fraction)] for f in frames]
-        if not (chosen := [frame for frame in chosen if len(frame)]):
+        chosen = [frame[frame["protocol"] == wanted] for frame in frames]
+        if not (chosen := [frame for frame in chosen if (frame["label_fraction"] == side.fraction).any()]):
             keys = "`finetune.label_fractions`" if tuned else "`probe.protocols`, `probe.label_fractions`"
             raise NotMeasured(f"no {found.name} ({keys if side.arm == 'pretrained' else '`finetune.controls`'})")
         return chosen
@@ -140,11 +151,18 @@ class Differences:
         side = found.side
         protocol = protocol_of("segmentation", side.arm)
         rows = self.measured.rows_of(found.entries, protocol=protocol, metric="validation", label_fraction=side.fraction)
-        groups = rows[rows["step"].notna()].groupby(["run", "fold", "draw"])
+        groups = rows.dropna(subset=["step", "value"]).groupby(["run", "fold", "draw"])
         curves = {key: group.groupby("step")["value"].max() for key, group in groups}
         if not (curves := {key: curve for key, curve in curves.items() if len(curve) > 1}):
             raise NotMeasured(f"no validation at several steps of the segmentation by {found.name} (`finetune.checks`)")
         return curves
+
+
+def _beside(predictions: pd.DataFrame, draws: frozenset[Any]) -> pd.DataFrame:
+    """One draw's predictions said again for each of these draws; several stay what they are."""
+    if predictions["draw"].nunique() > 1:
+        return predictions
+    return pd.concat([predictions.assign(draw=draw) for draw in sorted(draws)], ignore_index=True)
 
 
 def _less(estimate: Estimate, value: float) -> Estimate:
@@ -172,8 +190,8 @@ def _first(curve: pd.Series[float], goal: float) -> int:
 def _over_trainings(gaps: Sequence[float]) -> Estimate:
     """Mean with Student's interval over trainings."""
     n = len(gaps)
-    if n < MIN_PATIENTS_FOR_INTERVAL:
-        note = f"no interval: {n} training{'s' * (n != 1)} of both sides, at least {MIN_PATIENTS_FOR_INTERVAL} are needed"
+    if n < MIN_TRAININGS_FOR_INTERVAL:
+        note = f"no interval: {n} training{'s' * (n != 1)} of both sides, at least {MIN_TRAININGS_FOR_INTERVAL} are needed"
         return replace(exactly(0.0), point=float(np.mean(gaps)) if gaps else None, low=None, high=None, note=note)
     point = float(np.mean(gaps))
     reach = float(student.ppf((1 + LEVEL) / 2, n - 1) * np.std(gaps, ddof=1) / math.sqrt(n))
