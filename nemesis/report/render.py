@@ -6,7 +6,7 @@ import html
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".csv", ".md", ".tex", ".html")
 MISSING = "–"
 INTERVAL = " [95 % CI]"  # ends the name of a column whose figures may have one
-WRAPPED = "9cm"  # of a column of sentences in LaTeX, before the whole is made to fit
+WRAPPED, WRAPPED_SIGNS = "6cm", 36  # of a column of sentences in LaTeX, before the whole is made to fit
+PAGE = 40  # lines of a table on one page in LaTeX
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"\textbar{}", "\u00a0": "~",
@@ -77,11 +78,14 @@ class Table:
         return "\n".join([f"### {self.title}", "", self.caption, "", *lines, "", *(f"- {n}" for n in self.notes)]) + "\n"
 
     def latex(self) -> str:
-        """A float that needs booktabs and graphicx; in ASCII alone, so that every engine sets it."""
+        """A float that needs booktabs and graphicx, or several that fit their pages; in ASCII alone, so that every engine sets
+        it."""
+        if len(parts := self._pages()) > 1:
+            return "\n".join(part.latex() for part in parts)
         kinds = ["l" if place < self.text_columns else "r" for place in range(len(self.columns))]
         layout = "".join(rf"p{{{WRAPPED}}}" if place in self.wraps else kind for place, kind in enumerate(kinds))
         lines = [
-            r"\begin{table*}[t]", r"\centering", rf"\caption{{{_latex(f'{self.title}. {self.caption}')}}}",
+            r"\begin{table*}[t]", r"\centering", rf"\caption{{{_latex(f'{self.title}. {self.caption}'.strip())}}}",
             rf"\label{{tab:{self.name.replace('_', '-')}}}",
             r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{{layout}}}", r"\toprule", _latex_row(self.heads), r"\midrule",
@@ -90,6 +94,29 @@ class Table:
         lines += [r"\bottomrule", r"\end{tabular}}", r"\par\medskip", r"\begin{minipage}{\textwidth}\footnotesize"]
         lines += [_latex(note) + r"\par" for note in self.notes]
         return "\n".join([*lines, r"\end{minipage}", r"\end{table*}"]) + "\n"
+
+    def _pages(self) -> list[Table]:
+        """As many tables as the rows take pages; the notes stand under the last."""
+        pages: list[list[Sequence[str]]] = [[]]
+        lines = 0
+        for row in self.rows:
+            tall = max([1, *(math.ceil(len(row[place]) / WRAPPED_SIGNS) for place in self.wraps)])
+            if pages[-1] and lines + tall > PAGE:
+                pages.append([])
+                lines = 0
+            pages[-1].append(row)
+            lines += tall
+        return [
+            replace(
+                self,
+                name=self.name if number == 1 else f"{self.name}_{number}",
+                title=self.title if number == 1 else f"{self.title}, continued",
+                caption=self.caption if number == 1 else "",
+                rows=rows,
+                notes=self.notes if number == len(pages) else [],
+            )
+            for number, rows in enumerate(pages, 1)
+        ]
 
     def html(self) -> str:
         """A ``<figure>`` without styles of its own; the page brings them."""
