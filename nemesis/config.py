@@ -166,7 +166,7 @@ class Probe(Section):
         "auto", "Arithmetic of the frozen networks; auto is bf16-mixed where the device computes it, else 32-true"
     )
     threads: int = key(1, "CPU threads of an evaluation process (the count changes last bits)", "threads", ge=1)
-    bootstrap: int = key(2000, "Bootstrap resamples of patients behind each interval", "resamples", ge=100)
+    bootstrap: int = key(10_000, "Bootstrap resamples of patients behind each interval", "resamples", ge=100)
 
     @model_validator(mode="after")
     def _fractions_are_shares(self) -> Probe:

@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 from nemesis.config import MIN_EVALUATION_PATIENTS, MIN_PATIENTS_FOR_SELECTION
 from nemesis.data.pools import folds, label_subsets
 from nemesis.errors import Fault, NemesisError
-from nemesis.evaluation.statistics import METRICS, Cell, EasyNegatives, cell_score, cells
+from nemesis.evaluation.cells import METRICS, Cell, EasyNegatives, cell_score, cells
 
 INNER_FOLDS = 5
 CHANCE = 0.5

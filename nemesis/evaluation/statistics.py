@@ -1,38 +1,43 @@
-"""Scores of probes with their uncertainty: a bootstrap over patients, paired between methods.
+"""Scores with their uncertainty, paired between methods: what other patients would change.
 
-A *cell* is one (fold, draw, organ): the superpatches of one fold's test patients, scored by a probe that was fitted
-on one draw of training patients. A score is the mean over cells. Which cells count depends on the test sets alone
-(both classes among the superpatches above the foreground floor), never on the method or the label fraction, so that
-figures compare like with like.
+The figure is that of the procedure and not of the patients at hand: what it would give on average over many cohorts of as
+many patients. Two things make a cohort's figure differ from it, and the interval adds their variances:
 
-Superpatches of one patient are not independent: patients are resampled, with replacement, from the whole evaluation
-pool, and a cell is computed anew from the patients of its fold, each counted as often as it was drawn (a cell left
-without a class drops out of that resample). Resampling inside each fold would be the textbook's stratified bootstrap,
-but with few patients per fold it is blind to most of the variance: simulated coverage of 95 % intervals for 60, 20,
-10 and 6 patients in 5 folds was 92, 91, 79 and 22 % against 94, 94, 86 and 80 % this way. The resamples depend on the
-patients and the seed only: two methods see the same ones, which makes their difference a paired one.
+- *Test patients.* Superpatches of one patient are not independent: patients are resampled, with replacement, from the whole
+  evaluation pool, and every cell (:mod:`nemesis.evaluation.cells`) is computed anew from the patients of its fold, each counted
+  as often as it was drawn; a cell left without a class drops out of that resample. Resampling inside each fold would be the
+  textbook's stratified bootstrap, but with few patients per fold it is blind to most of the variance. The bootstrap's variance
+  is that of n patients around their own mean, hence the factor n / (n - 1).
+- *Training patients.* Probes that were fitted on other patients score otherwise, which no resample of test patients shows
+  (Nadeau and Bengio, "Inference for the generalization error", Machine Learning 2003). The draws of a label fraction f do: each
+  fits on another share f of the same patients. To first order a score is its mean plus the mean of what each training patient
+  adds to it, so draws of f differ by (1 - f) / f of the variance that other patients of the same number would bring. At all
+  labels, of which there is one draw, the largest fraction below stands in: an upper bound, for influence falls with numbers.
+
+Both are estimates, the latter of few draws, so the interval is that of Student's t with the degrees of freedom of Welch and
+Satterthwaite, and p of a difference is of the same t. Percentiles of the resamples would be biased (a resample repeats patients,
+which flatters the average precision) and too narrow. Of figures that have no draws, the interval holds the test patients alone,
+and says so. What another seed of the encoder would change is in no interval: it stands beside, as the spread over seeds.
+
+``python -m benchmarks.coverage`` simulates how often the intervals hold the truth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from scipy import special, stats
 
-Metric = Literal["auroc", "f1", "f1_tuned", "average_precision"]
-METRICS: tuple[Metric, ...] = ("auroc", "f1", "f1_tuned", "average_precision")
-EasyNegatives = Literal["in", "out"]
-MIN_PATIENTS_FOR_INTERVAL = 5
+from nemesis.evaluation.cells import Cells, EasyNegatives, Floats, Metric, cells, mean_over_cells, places, ratio
+
+MIN_PATIENTS_FOR_INTERVAL = 12
 LEVEL = 0.95
-
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-Integers = NDArray[np.intp]
+RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -46,61 +51,9 @@ class Estimate:
     n_patients: int  # whose superpatches were scored
     n_superpatches: int
     n_cells: int  # (fold, draw, organ) behind the mean; of a mean over superpatches 0
-    p: float | None  # of a difference: two-sided bootstrap p against zero
+    p: float | None  # of a difference: two-sided, against zero
     note: str  # why there is no interval; empty where there is one
-
-
-@dataclass(frozen=True)
-class Cell:
-    """The scored superpatches of one (fold, draw, organ); n superpatches of m patients."""
-
-    fold: int
-    draw: int
-    organ: str
-    patients: Integers  # (m,) places in Cells.patients
-    member: Integers  # (n,) place of each superpatch's patient in `patients`
-    superpatch: Integers  # (n,)
-    truth: Bools  # (n,)
-    score: NDArray[np.float32]  # (n,)
-    threshold: NDArray[np.float32]  # (n,) a superpatch is called positive above it; chosen on training patients
-
-
-@dataclass(frozen=True)
-class Cells:
-    """The cells that count of one run under one protocol at one label fraction."""
-
-    patients: tuple[str, ...]  # the whole evaluation pool, sorted
-    cells: tuple[Cell, ...]
-
-
-def cells(predictions: pd.DataFrame, protocol: str, label_fraction: float, easy_negatives: EasyNegatives = "out") -> Cells:
-    """The cells of one run's predictions (:mod:`nemesis.evaluation.probe`) that count.
-
-    Args:
-        predictions: of one run.
-        protocol: linear or knn.
-        label_fraction: share of the training patients.
-        easy_negatives: "in" scores superpatches under the foreground floor too; the cells that count stay the same.
-    """
-    chosen = predictions[(predictions["protocol"] == protocol) & (predictions["label_fraction"] == label_fraction)]
-    names, place = _places(chosen["patient"])
-    values = {
-        name: chosen[name].to_numpy() for name in ("fold", "draw", "organ", "superpatch", "truth", "easy", "score", "threshold")
-    }
-    number = chosen.groupby(["fold", "draw", "organ"], sort=True, observed=True).ngroup().to_numpy()
-    order = np.argsort(number, kind="stable")
-    found = []
-    for group in np.split(order, np.flatnonzero(np.diff(number[order], prepend=-1)))[1:]:
-        truth, easy = values["truth"][group].astype(bool), values["easy"][group].astype(bool)
-        hard = truth[~easy]
-        if hard.all() or not hard.any():
-            continue
-        rows = group if easy_negatives == "in" else group[~easy]
-        patients, member = np.unique(place[rows], return_inverse=True)
-        fold, draw, organ = (values[name][group[0]] for name in ("fold", "draw", "organ"))
-        truth, superpatch, score, threshold = (values[name][rows] for name in ("truth", "superpatch", "score", "threshold"))
-        found.append(Cell(int(fold), int(draw), str(organ), patients, member, superpatch, truth.astype(bool), score, threshold))
-    return Cells(names, tuple(found))
+    training: bool  # the interval holds what other training patients would change, too
 
 
 class Scores:
@@ -110,9 +63,10 @@ class Scores:
         self.predictions = predictions
         self._cells: dict[tuple[Any, ...], Cells] = {}
         self._resampled: dict[tuple[Any, ...], Floats] = {}
+        self._by_draw: dict[tuple[Any, ...], dict[int, float]] = {}
 
     def cells(self, protocol: str, label_fraction: float, easy_negatives: EasyNegatives = "out") -> Cells:
-        """See :func:`cells`."""
+        """See :func:`nemesis.evaluation.cells.cells`."""
         key = (protocol, label_fraction, easy_negatives)
         if key not in self._cells:
             self._cells[key] = cells(self.predictions, *key)
@@ -125,8 +79,26 @@ class Scores:
         key = (protocol, label_fraction, metric, easy_negatives, resamples, seed)
         if key not in self._resampled:
             run = self.cells(protocol, label_fraction, easy_negatives)
-            self._resampled[key] = _mean_over_cells(run, metric, _weights(len(run.patients), resamples, seed))
+            self._resampled[key] = mean_over_cells(run, metric, _weights(len(run.patients), resamples, seed))
         return self._resampled[key]
+
+    def by_draw(self, protocol: str, label_fraction: float, metric: Metric, easy_negatives: EasyNegatives) -> dict[int, float]:
+        """The mean over the cells of each draw, every patient counted once."""
+        key = (protocol, label_fraction, metric, easy_negatives)
+        if key not in self._by_draw:
+            run = self.cells(protocol, label_fraction, easy_negatives)
+            once = np.ones((1, len(run.patients)))
+            drawn = {draw: [cell for cell in run.cells if cell.draw == draw] for draw in {cell.draw for cell in run.cells}}
+            self._by_draw[key] = {
+                draw: float(mean_over_cells(Cells(run.patients, tuple(own)), metric, once)[0])
+                for draw, own in sorted(drawn.items())
+            }
+        return self._by_draw[key]
+
+    def fractions(self, protocol: str) -> set[float]:
+        """The label fractions that a protocol was measured at."""
+        chosen = self.predictions.loc[self.predictions["protocol"] == protocol, "label_fraction"]
+        return {float(fraction) for fraction in chosen.unique()}
 
 
 def summarise(
@@ -135,13 +107,19 @@ def summarise(
     label_fraction: float,
     metric: Metric = "auroc",
     easy_negatives: EasyNegatives = "out",
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """Score of one method: mean over its runs (seeds) and their cells, with a percentile interval over patients.
+    """Score of one method: mean over its runs (seeds) and their cells, with an interval over patients.
+
+    The interval is symmetric in the logit of the score, so that it ends inside (0, 1).
 
     Args:
         runs: predictions of each run of the method, on the same evaluation pool.
+        protocol: linear, knn or a protocol of fine-tuning.
+        label_fraction: share of the training patients.
+        metric: the score.
+        easy_negatives: "in" scores superpatches under the foreground floor too.
         resamples: bootstrap resamples of patients; one resample is applied to every run.
         seed: of the resamples.
 
@@ -158,13 +136,11 @@ def paired_difference(
     label_fraction: float,
     metric: Metric = "auroc",
     easy_negatives: EasyNegatives = "out",
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """Score of ``method`` minus that of ``reference``, each a list of runs as in :func:`summarise`, on the same
-    resamples.
-
-    ``p`` is twice the smaller share of resamples on either side of zero, never under 2 / (resamples + 1).
+    """Score of ``method`` minus that of ``reference``, each a list of runs as in :func:`summarise`, on the same resamples and
+    draws; ``p`` is that of the t of which the interval is made.
 
     Raises:
         ValueError: runs that were not evaluated on the same patients.
@@ -172,9 +148,9 @@ def paired_difference(
     return _score([(method, 1.0), (reference, -1.0)], protocol, label_fraction, metric, easy_negatives, resamples, seed)
 
 
-def mean_over_superpatches(runs: Sequence[pd.DataFrame], resamples: int = 2000, seed: int = 0) -> Estimate:
-    """Mean of a figure that every superpatch has by itself, and over the runs (seeds) of a method, with a percentile
-    interval over patients.
+def mean_over_superpatches(runs: Sequence[pd.DataFrame], resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """Mean of a figure that every superpatch has by itself, and over the runs (seeds) of a method, with an interval over
+    patients.
 
     Args:
         runs: of each run ``patient``, ``superpatch`` and ``value``, a line per superpatch, on the same patients.
@@ -184,11 +160,11 @@ def mean_over_superpatches(runs: Sequence[pd.DataFrame], resamples: int = 2000, 
     Raises:
         ValueError: runs that were not evaluated on the same patients.
     """
-    placed = [_places(run["patient"]) for run in runs]
+    placed = [places(run["patient"]) for run in runs]
     names = _shared([names for names, _ in placed])
     sizes = {"n_patients": len(names), "n_superpatches": runs[0]["superpatch"].nunique(), "n_cells": 0}
     if not names:
-        return Estimate(None, None, None, (), p=None, note="no superpatch has this figure", **sizes)
+        return Estimate(None, None, None, (), p=None, note="no superpatch has this figure", training=False, **sizes)
     weights = _weights(len(names), resamples, seed)
     means = []
     for run, (_, place) in zip(runs, placed, strict=True):
@@ -198,10 +174,10 @@ def mean_over_superpatches(runs: Sequence[pd.DataFrame], resamples: int = 2000, 
 
 
 def mean_over_organs(
-    runs: Sequence[pd.DataFrame], reference: Sequence[pd.DataFrame] = (), resamples: int = 2000, seed: int = 0
+    runs: Sequence[pd.DataFrame], reference: Sequence[pd.DataFrame] = (), resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
-    """Mean over organs of the mean over scans of a figure, and over the runs (seeds) of a method, with a percentile interval over
-    patients; with a ``reference`` the paired difference to it.
+    """Mean over organs of the mean over scans of a figure, and over the runs (seeds) of a method, with an interval over patients;
+    with a ``reference`` the paired difference to it.
 
     Args:
         runs: of each run ``patient``, ``organ`` and ``value``, a line per organ and scan, on the same patients.
@@ -212,10 +188,10 @@ def mean_over_organs(
     Raises:
         ValueError: runs that were not evaluated on the same patients.
     """
-    names = _shared([_places(run["patient"])[0] for run in (*runs, *reference)])
+    names = _shared([places(run["patient"])[0] for run in (*runs, *reference)])
     sizes = {"n_patients": len(names), "n_superpatches": 0, "n_cells": runs[0]["organ"].nunique()}
     if not names:
-        return Estimate(None, None, None, (), p=None, note="nothing was segmented", **sizes)
+        return Estimate(None, None, None, (), p=None, note="nothing was segmented", training=False, **sizes)
     weights = _weights(len(names), resamples, seed)
     sides = [([_organ_means(run, weights) for run in side], sign) for side, sign in ((runs, 1.0), (reference, -1.0)) if side]
     return _estimate(sides, sizes)
@@ -223,7 +199,7 @@ def mean_over_organs(
 
 def _organ_means(run: pd.DataFrame, weights: Floats) -> Floats:
     """(R,): see :func:`mean_over_organs`."""
-    place, value = _places(run["patient"])[1], run["value"].to_numpy(np.float64)
+    place, value = places(run["patient"])[1], run["value"].to_numpy(np.float64)
     organ = run["organ"].astype(str).to_numpy()
     total, count = np.zeros(len(weights)), np.zeros(len(weights))
     for name in np.unique(organ):
@@ -232,16 +208,14 @@ def _organ_means(run: pd.DataFrame, weights: Floats) -> Floats:
         summed = weights @ np.bincount(place[here], weights=value[here], minlength=n)
         total += np.divide(summed, drawn, out=np.zeros_like(total), where=drawn > 0)
         count += drawn > 0
-    return _ratio(total, count)
+    return ratio(total, count)
 
 
-def cell_score(cell: Cell, metric: Metric) -> float:
-    """One cell's score, every patient counted once."""
-    return float(_SCORES[metric](cell, np.ones((1, len(cell.patients))))[0])
+Side = tuple[Sequence[Scores], float]  # runs of a method, and the sign of their mean
 
 
 def _score(
-    sides: list[tuple[Sequence[Scores], float]],
+    sides: list[Side],
     protocol: str,
     label_fraction: float,
     metric: Metric,
@@ -257,40 +231,74 @@ def _score(
     sizes = {"n_patients": len(scored), "n_superpatches": len(superpatches), "n_cells": len(first)}
     if not all(run.cells for run in found):
         note = "no organ has both classes among the test superpatches of any fold"
-        return Estimate(None, None, None, (), p=None, note=note, **sizes)
+        return Estimate(None, None, None, (), p=None, note=note, training=False, **sizes)
     key = (protocol, label_fraction, metric, easy_negatives, resamples, seed)
-    return _estimate([([run.resampled(*key) for run in runs], sign) for runs, sign in sides], sizes)
+    means = [([run.resampled(*key) for run in runs], sign) for runs, sign in sides]
+    return _estimate(means, sizes, _of_training(sides, protocol, label_fraction, metric, easy_negatives), len(sides) == 1)
 
 
-def _estimate(sides: list[tuple[list[Floats], float]], sizes: dict[str, int]) -> Estimate:
-    """From (1 + R,) figures of each run of each side: with every patient counted once, then by resample."""
+@dataclass(frozen=True)
+class _Variance:
+    """A variance, and the degrees of freedom of its estimate."""
+
+    value: float
+    degrees: int
+
+
+def _of_training(
+    sides: list[Side], protocol: str, label_fraction: float, metric: Metric, easy_negatives: EasyNegatives
+) -> _Variance | None:
+    """What other training patients would change; None where nothing was drawn twice."""
+    runs = [run for own, _ in sides for run in own]
+    for fraction in sorted(set.intersection(*(run.fractions(protocol) for run in runs)), reverse=True):
+        if fraction > label_fraction or fraction == 1:
+            continue
+        drawn = [([run.by_draw(protocol, fraction, metric, easy_negatives) for run in own], sign) for own, sign in sides]
+        draws = sorted(set.intersection(*(set(run) for own, _ in drawn for run in own)))
+        if len(draws) > 1:
+            each = [sum(sign * float(np.mean([run[draw] for run in own])) for own, sign in drawn) for draw in draws]
+            own_draws = 1 / len(draws) if fraction == label_fraction else 0.0  # the score is itself a mean of so many
+            return _Variance(float(np.var(each, ddof=1)) * (fraction / (1 - fraction) + own_draws), len(draws) - 1)
+    return None
+
+
+def _estimate(
+    sides: list[tuple[list[Floats], float]], sizes: dict[str, int], training: _Variance | None = None, share: bool = False
+) -> Estimate:
+    """From (1 + R,) figures of each run of each side: with every patient counted once, then by resample; ``share``: of a score in
+    [0, 1]."""
     means = np.sum([sign * np.mean(runs, axis=0) for runs, sign in sides], axis=0)
     point, sample = float(means[0]), means[1:][np.isfinite(means[1:])]
     seeds = tuple(float(run[0]) for run in sides[0][0]) if len(sides) == 1 else ()
-    if sizes["n_patients"] < MIN_PATIENTS_FOR_INTERVAL:
-        note = f"no interval: {sizes['n_patients']} patients, at least {MIN_PATIENTS_FOR_INTERVAL} are needed"
-        return Estimate(point, None, None, seeds, p=None, note=note, **sizes)
-    low, high = np.quantile(sample, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    n = sizes["n_patients"]
+    if n < MIN_PATIENTS_FOR_INTERVAL:
+        note = f"no interval: {n} patients, at least {MIN_PATIENTS_FOR_INTERVAL} are needed"
+        return Estimate(point, None, None, seeds, p=None, note=note, training=False, **sizes)
+    if share and not 0 < point < 1:
+        note = f"no interval: of a score of exactly {point:g} the spread cannot be told"
+        return Estimate(point, None, None, seeds, p=None, note=note, training=False, **sizes)
+    parts = [_Variance(float(np.var(sample)) * n / (n - 1), n - 1), *([training] if training else [])]
+    error = float(np.sqrt(sum(part.value for part in parts)))
+    degrees = error**4 / sum(part.value**2 / part.degrees for part in parts) if error > 0 else float(n - 1)
+    low, high = _interval(point, error * float(stats.t.ppf((1 + LEVEL) / 2, degrees)), share)
     p = None
     if len(sides) == 2:
-        smaller = min(np.count_nonzero(sample <= 0), np.count_nonzero(sample >= 0))
-        p = float(min(1.0, 2 * (smaller + 1) / (len(sample) + 1)))
-    return Estimate(point, float(low), float(high), seeds, p=p, note="", **sizes)
+        p = float(2 * stats.t.sf(abs(point) / error, degrees)) if error > 0 else float(point == 0)
+    return Estimate(point, low, high, seeds, p=p, note="", training=training is not None, **sizes)
+
+
+def _interval(point: float, half: float, share: bool) -> tuple[float, float]:
+    """Symmetric around the point; of a share in the logit, by the delta method."""
+    if not share:
+        return point - half, point + half
+    logit, half = float(special.logit(point)), half / (point * (1 - point))
+    return float(special.expit(logit - half)), float(special.expit(logit + half))
 
 
 def _shared(patients: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     if any(names != patients[0] for names in patients):
         raise ValueError("runs were evaluated on different patients: their scores cannot be put together")
     return patients[0]
-
-
-def _places(patient: pd.Series[str]) -> tuple[tuple[str, ...], Integers]:
-    """The names of the patients, sorted, and the place of each row's patient among them."""
-    words = patient.astype("category").cat.remove_unused_categories()
-    names = np.asarray(words.cat.categories, object)
-    rank = np.empty(len(names), np.intp)
-    rank[np.argsort(names)] = np.arange(len(names))
-    return tuple(sorted(names)), rank[words.cat.codes.to_numpy()]
 
 
 @lru_cache(maxsize=8)
@@ -301,69 +309,3 @@ def _weights(patients: int, resamples: int, seed: int) -> Floats:
     weights = np.vstack([np.ones(patients), drawn])
     weights.flags.writeable = False  # shared by whoever asks
     return weights
-
-
-def _mean_over_cells(run: Cells, metric: Metric, weights: Floats) -> Floats:
-    """(R,): mean over the cells in which a resample has both classes; NaN where that is none."""
-    total, count = np.zeros(len(weights)), np.zeros(len(weights))
-    for cell in run.cells:
-        own = weights[:, cell.patients]
-        defined = (own @ _per_patient(cell, cell.truth) > 0) & (own @ _per_patient(cell, ~cell.truth) > 0)
-        total[defined] += _SCORES[metric](cell, own[defined])
-        count += defined
-    return _ratio(total, count)
-
-
-def _auroc(cell: Cell, weights: Floats) -> Floats:
-    """(R,): share of (positive, negative) pairs ranked rightly (Mann–Whitney), ties one half."""
-    below = _below(cell, ~cell.truth, side="left") + _below(cell, ~cell.truth, side="right")
-    wins = _one_hot(cell, cell.truth).T @ (below / 2)  # (m, m): of the pairs (positive of a, negative of b)
-    pairs = (weights @ _per_patient(cell, cell.truth)) * (weights @ _per_patient(cell, ~cell.truth))
-    return _ratio(((weights @ wins) * weights).sum(1), pairs)
-
-
-def _average_precision(cell: Cell, weights: Floats) -> Floats:
-    """(R,): mean over positives of the precision among the superpatches scored no lower (scikit-learn's definition)."""
-    positives = _per_patient(cell, cell.truth)
-    true = positives - _below(cell, cell.truth, side="left")  # (n_pos, m): at or above each positive
-    false = _per_patient(cell, ~cell.truth) - _below(cell, ~cell.truth, side="left")
-    hits = weights @ true.T  # (R, n_pos)
-    precision = np.divide(hits, hits + weights @ false.T, out=np.zeros_like(hits), where=hits > 0)
-    return _ratio((precision * weights[:, cell.member[cell.truth]]).sum(1), weights @ positives)
-
-
-def _f1(cell: Cell, weights: Floats, threshold: float | NDArray[np.float32]) -> Floats:
-    """(R,): 2 TP / (2 TP + FP + FN); 0 where no positive is found."""
-    called = cell.score > threshold
-    hits = weights @ _per_patient(cell, called & cell.truth)
-    return _ratio(2 * hits, 2 * hits + weights @ _per_patient(cell, called != cell.truth))
-
-
-_SCORES: dict[Metric, Callable[[Cell, Floats], Floats]] = {
-    "auroc": _auroc,
-    "f1": lambda cell, weights: _f1(cell, weights, 0.5),
-    "f1_tuned": lambda cell, weights: _f1(cell, weights, cell.threshold),
-    "average_precision": _average_precision,
-}
-
-
-def _per_patient(cell: Cell, which: Bools) -> Integers:
-    """(m,): how many of these superpatches each patient has."""
-    return np.bincount(cell.member[which], minlength=len(cell.patients))
-
-
-def _one_hot(cell: Cell, which: Bools) -> Floats:
-    """(which.sum(), m): the patient of each of these superpatches."""
-    return np.eye(len(cell.patients))[cell.member[which]]
-
-
-def _below(cell: Cell, which: Bools, side: Literal["left", "right"]) -> Floats:
-    """(n_pos, m): how many of these superpatches, by patient, score under each positive (``right``: or the same)."""
-    order = np.argsort(cell.score[which], kind="stable")
-    counts = np.zeros((len(order) + 1, len(cell.patients)))
-    np.cumsum(_one_hot(cell, which)[order], axis=0, out=counts[1:])
-    return np.asarray(counts[np.searchsorted(cell.score[which][order], cell.score[cell.truth], side=side)])
-
-
-def _ratio(numerator: Floats, denominator: Floats) -> Floats:
-    return np.asarray(np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from nemesis.report.collect import of_part, reference_label
 from nemesis.report.figures.style import DPI
 from nemesis.report.render import SUFFIXES, interval, number
 from nemesis.report.tables import PROTOCOLS
+from nemesis.report.verdicts import CONTRADICTED, INCONSISTENT, SUPPORTED, UNDECIDABLE
 from nemesis.runs import AS_CONFIGURED
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
 PARTS = {"methods": "method", "sweep": "sweep", "ablations": "ablation"}
 CAPTIONS = {
     "label_fractions": "Encoders at growing shares of labelled training patients. Bands, where there are patients enough "
-    "for them, are 95 % bootstrap intervals over patients; where they overlap the methods may still differ, since all were "
+    "for them, are 95 % intervals over patients; where they overlap the methods may still differ, since all were "
     "tested on the same patients.",
     "ablations": "Variants beside the method as configured (dashed; grey: its interval, where there is one). A variant of "
     "another superpatch size is scored on other superpatches, and one that hides another share has another task: its PSNR is "
@@ -68,6 +70,7 @@ class Section:
 SECTIONS = (  # in the order of reading
     Section("Data", ("data",)),
     Section("Main result", ("main",)),
+    Section("What the papers say", ("claims",)),
     Section("Fewer labels", ("label_fractions",), ("label_fractions",)),
     Section("Fine-tuning", ("segmentation", "controls"), ("segmentation",)),
     Section("Ablations", ("ablations",), ("ablations",)),
@@ -92,7 +95,7 @@ def write_page(spec: Mapping[str, Any], tables: Path, figures: Path, out: Path) 
     template = environment().get_template("page.html")
     page = template.render(
         spec=spec,
-        findings=[*_methods(spec, tables), *_ablations(spec, tables), *_sweep(spec, tables)],
+        findings=[*_methods(spec, tables), *_ablations(spec, tables), *_sweep(spec, tables), *_claims(spec, tables)],
         sections=[
             {
                 "anchor": section.anchor,
@@ -204,6 +207,21 @@ def _sweep(spec: Mapping[str, Any], tables: Path) -> Iterator[str]:
             figure = interval({name: value or None for name, value in row.items()}, "auroc", 3)
             end = "a little flattered by the choice; the table's notes say what choosing is worth"
             yield f"In the sweep inner validation chooses {place}: AUROC {figure} on test patients, {end}."
+
+
+def _claims(spec: Mapping[str, Any], tables: Path) -> Iterator[str]:
+    """How many of the papers' statements held, and of which setting that speaks."""
+    rows = [row for row in _rows(tables / "claims.csv") if row["kind"] != "inconsistent"]
+    verdicts = Counter({row["claim"]: row["verdict"] for row in rows}.values())
+    lacking = {row["claim"] for row in rows if row["verdict"] == UNDECIDABLE and not row["difference"]}
+    told = ", ".join(f"{verdicts[each]} {each}" for each in (SUPPORTED, CONTRADICTED, UNDECIDABLE))
+    why = f" ({len(lacking)} of them for want of a side that was not measured)" if lacking else ""
+    setting = f"{', '.join(spec['datasets'])} with superpatches of {spec['config']['superpatch']}³"
+    denied = len({row["claim"] for row in _rows(tables / "claims.csv") if row["verdict"] == INCONSISTENT})
+    yield (
+        f"Of {sum(verdicts.values())} statements of the papers that measuring can test, {told}{why}. This speaks of {setting} "
+        f"alone. {denied} more are denied by the papers' own figures."
+    )
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
@@ -16,9 +17,32 @@ Paper = Mapping[Any, Any]  # a line of a published table
 
 def load_published(paper: Literal["nemesis", "maesil"] = "nemesis") -> dict[str, Any]:
     """The figures that a paper prints, by table."""
-    content = yaml.safe_load(files("nemesis.report").joinpath("published.yaml").read_text(encoding="utf-8"))
-    tables: dict[str, Any] = content[paper]
+    tables: dict[str, Any] = _published()[paper]
     return tables
+
+
+@cache
+def _published() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(files("nemesis.report").joinpath("published.yaml").read_text(encoding="utf-8"))
+    return content
+
+
+def published_figures(place: Sequence[Any]) -> list[float]:
+    """The figures that stand at a place of published.yaml: keys, one after the other; a mapping among them chooses the lines of a
+    table that have these values, all of them where it is empty.
+
+    Raises:
+        KeyError: there is no such place, or no figure there.
+    """
+    found: list[Any] = [_published()]
+    for step in place:
+        if isinstance(step, Mapping):
+            found = [row for rows in found for row in rows if step.items() <= row.items()]
+        else:
+            found = [each[step] for each in found]
+    if not found or not all(isinstance(figure, (int, float)) for figure in found):
+        raise KeyError(f"no published figure at {list(place)}")
+    return [float(figure) for figure in found]
 
 
 def printed_name(spec: Mapping[str, Any], papers: Iterable[Paper], label: str) -> str | None:

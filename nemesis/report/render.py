@@ -6,7 +6,7 @@ import html
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".csv", ".md", ".tex", ".html")
 MISSING = "–"
 INTERVAL = " [95 % CI]"  # ends the name of a column whose figures may have one
+WRAPPED, WRAPPED_SIGNS = "6cm", 36  # of a column of sentences in LaTeX, before the whole is made to fit
+PAGE = 40  # lines of a table on one page in LaTeX
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"\textbar{}", "\u00a0": "~",
@@ -51,6 +53,7 @@ class Table:
     notes: Sequence[str]
     data: pd.DataFrame
     text_columns: int  # the first columns are words, aligned left; the others are figures, aligned right
+    wraps: Sequence[int] = ()  # of them those of whole sentences, which are broken into lines
 
     def write(self, folder: Path) -> None:
         """``<name>.csv``, ``.md``, ``.tex`` and ``.html`` in ``folder``."""
@@ -75,10 +78,14 @@ class Table:
         return "\n".join([f"### {self.title}", "", self.caption, "", *lines, "", *(f"- {n}" for n in self.notes)]) + "\n"
 
     def latex(self) -> str:
-        """A float that needs booktabs and graphicx; in ASCII alone, so that every engine sets it."""
-        layout = "l" * self.text_columns + "r" * (len(self.columns) - self.text_columns)
+        """A float that needs booktabs and graphicx, or several that fit their pages; in ASCII alone, so that every engine sets
+        it."""
+        if len(parts := self._pages()) > 1:
+            return "\n".join(part.latex() for part in parts)
+        kinds = ["l" if place < self.text_columns else "r" for place in range(len(self.columns))]
+        layout = "".join(rf"p{{{WRAPPED}}}" if place in self.wraps else kind for place, kind in enumerate(kinds))
         lines = [
-            r"\begin{table*}[t]", r"\centering", rf"\caption{{{_latex(f'{self.title}. {self.caption}')}}}",
+            r"\begin{table*}[t]", r"\centering", rf"\caption{{{_latex(f'{self.title}. {self.caption}'.strip())}}}",
             rf"\label{{tab:{self.name.replace('_', '-')}}}",
             r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{{layout}}}", r"\toprule", _latex_row(self.heads), r"\midrule",
@@ -88,11 +95,34 @@ class Table:
         lines += [_latex(note) + r"\par" for note in self.notes]
         return "\n".join([*lines, r"\end{minipage}", r"\end{table*}"]) + "\n"
 
+    def _pages(self) -> list[Table]:
+        """As many tables as the rows take pages; the notes stand under the last."""
+        pages: list[list[Sequence[str]]] = [[]]
+        lines = 0
+        for row in self.rows:
+            tall = max([1, *(math.ceil(len(row[place]) / WRAPPED_SIGNS) for place in self.wraps)])
+            if pages[-1] and lines + tall > PAGE:
+                pages.append([])
+                lines = 0
+            pages[-1].append(row)
+            lines += tall
+        return [
+            replace(
+                self,
+                name=self.name if number == 1 else f"{self.name}_{number}",
+                title=self.title if number == 1 else f"{self.title}, continued",
+                caption=self.caption if number == 1 else "",
+                rows=rows,
+                notes=self.notes if number == len(pages) else [],
+            )
+            for number, rows in enumerate(pages, 1)
+        ]
+
     def html(self) -> str:
         """A ``<figure>`` without styles of its own; the page brings them."""
 
         def cells(row: Sequence[str], tag: str) -> str:
-            kinds = ["" if i < self.text_columns else ' class="n"' for i in range(len(row))]
+            kinds = [' class="w"' if i in self.wraps else "" if i < self.text_columns else ' class="n"' for i in range(len(row))]
             return "<tr>" + "".join(f"<{tag}{k}>{html.escape(c)}</{tag}>" for c, k in zip(row, kinds, strict=True)) + "</tr>"
 
         lines = [

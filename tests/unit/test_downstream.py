@@ -174,7 +174,7 @@ def test_the_mean_over_organs_weighs_every_organ_alike_and_differences_are_paire
     run = pd.DataFrame([("a", "liver", 0.8), ("b", "liver", 0.6), ("a", "spleen", 0.2)], columns=["patient", "organ", "value"])
     estimate = mean_over_organs([run], resamples=100)
     assert estimate.point == pytest.approx((0.7 + 0.2) / 2) and estimate.n_patients == 2 and estimate.low is None
-    many = pd.concat([run.assign(patient=run["patient"] + str(n)) for n in range(5)])
+    many = pd.concat([run.assign(patient=run["patient"] + str(n)) for n in range(6)])
     better = many.assign(value=many["value"] + 0.1)
     gap = mean_over_organs([better], [many], resamples=200)
     assert gap.point == pytest.approx(0.1) and (gap.low, gap.high) == pytest.approx((0.1, 0.1)) and gap.p < 0.02

@@ -89,6 +89,7 @@ def test_a_page_needs_nothing_from_elsewhere(pages, name):
         ("ablation_tables", "sweep", ["auroc", "auroc_low", "validation_auroc"]),
         ("paper_figures", "label_fractions", ["auroc", "auroc_low"]),
         ("paper_figures", "main", ["auroc"]),
+        ("paper_figures", "claims", ["difference", "difference_low"]),
         ("paper_figures", "sweep", ["auroc", "validation_auroc"]),
         ("paper_figures", "ablations", ["auroc", "psnr_masked_high"]),
     ],

@@ -1,112 +1,128 @@
-"""Scores of cells against scikit-learn; the bootstrap over patients against computing every resample the long way."""
+"""Estimates against computing every resample, every draw and every interval the long way."""
+
+from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from scipy import stats
+from small_predictions import predictions, score_of
 
+from nemesis.evaluation.cells import METRICS, Metric, cells
 from nemesis.evaluation.statistics import (
-    METRICS,
-    Metric,
+    MIN_PATIENTS_FOR_INTERVAL,
+    Estimate,
     Scores,
-    cell_score,
-    cells,
+    mean_over_organs,
     mean_over_superpatches,
     paired_difference,
     summarise,
 )
 
 
-def predictions(
-    patients: int = 12, folds: int = 3, draws: int = 2, skill: float = 1.0, seed: int = 0, per_patient: int = 12
-) -> pd.DataFrame:
-    """Two organs; scores are rounded so that ties occur; a third of the superpatches are easy negatives."""
-    world, own = np.random.default_rng(0), np.random.default_rng([seed, 1])
-    frames = []
-    for organ in ("liver", "spleen"):
-        truth = world.random((patients, per_patient)) < 0.4
-        easy = ~truth & (world.random(truth.shape) < 0.3)
-        for draw in range(draws):
-            noise = own.normal(size=truth.shape) + 0.3 * own.normal(size=(patients, 1))
-            score = np.round(1 / (1 + np.exp(-(skill * (2.0 * truth - 1) + noise))), 2)
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "protocol": "linear",
-                        "label_fraction": 1.0,
-                        "draw": draw,
-                        "fold": np.repeat(np.arange(patients) % folds, per_patient),
-                        "organ": organ,
-                        "superpatch": np.arange(truth.size),
-                        "patient": np.repeat([f"p{i:02d}" for i in range(patients)], per_patient),
-                        "truth": truth.ravel(),
-                        "score": score.ravel().astype(np.float32),
-                        "threshold": np.float32(0.4),
-                        "easy": easy.ravel(),
-                    }
-                )
-            )
-    return pd.concat(frames, ignore_index=True)
+def with_draws(skill: float = 1.0, seed: int = 0, draws: int = 5) -> Scores:
+    """At all labels and, drawn several times, at half of them."""
+    half = predictions(draws=draws, skill=0.8 * skill, seed=seed, label_fraction=0.5)
+    return Scores(pd.concat([predictions(draws=1, skill=skill, seed=seed), half], ignore_index=True))
 
 
-def reference(metric: Metric, frame: pd.DataFrame) -> float:
-    truth, score = frame["truth"], frame["score"]
-    if metric == "auroc":
-        return float(roc_auc_score(truth, score))
-    if metric == "average_precision":
-        return float(average_precision_score(truth, score))
-    return float(f1_score(truth, score > (0.5 if metric == "f1" else frame["threshold"])))
+def mean_score(frame: pd.DataFrame, metric: Metric) -> float:
+    """The mean over (fold, draw, organ) that have both classes."""
+    groups = frame[~frame["easy"]].groupby(["fold", "draw", "organ"])
+    return float(np.mean([score_of(metric, group) for _, group in groups if group["truth"].nunique() == 2]))
+
+
+def resampled(frame: pd.DataFrame, metric: Metric, resamples: int, seed: int) -> list[float]:
+    """The score of each resample of patients, with the superpatches of whoever was drawn repeated."""
+    names = sorted(frame["patient"].unique())
+    n = len(names)
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    parts = {name: frame[frame["patient"] == name] for name in names}
+    return [mean_score(pd.concat([parts[name] for name in np.repeat(names, weight)]), metric) for weight in drawn]
+
+
+def half_width(estimate: Estimate) -> float:
+    """Half of an interval that is symmetric in the logit, on that scale."""
+    low, point, high = (np.log(x / (1 - x)) for x in (estimate.low, estimate.point, estimate.high))  # type: ignore[operator]
+    assert high - point == pytest.approx(point - low)
+    return float(high - point)
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("easy", ["out", "in"])
-def test_cells_and_point_agree_with_scikit_learn(metric: Metric, easy: str) -> None:
+def test_the_point_is_scikit_learn_s(metric: Metric) -> None:
     frame = predictions()
-    scored = frame if easy == "in" else frame[~frame["easy"]]
-    expected = {key: reference(metric, group) for key, group in scored.groupby(["fold", "draw", "organ"])}
-    found = cells(frame, "linear", 1.0, easy).cells  # type: ignore[arg-type]
-    assert [cell_score(cell, metric) for cell in found] == pytest.approx(list(expected.values()), abs=1e-12)
-    estimate = summarise([Scores(frame)], "linear", 1.0, metric, easy, resamples=100)  # type: ignore[arg-type]
-    assert estimate.point == pytest.approx(np.mean(list(expected.values())), abs=1e-12)
+    estimate = summarise([Scores(frame)], "linear", 1.0, metric, resamples=100)
+    assert estimate.point == pytest.approx(mean_score(frame, metric), abs=1e-12)
     assert (estimate.n_patients, estimate.n_cells) == (12, 12)
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_resample_is_the_score_of_the_patients_drawn(metric: Metric) -> None:
     frame = predictions(patients=7, folds=2, draws=1)
-    resamples, hard = 40, frame[~frame["easy"]]
-    names = sorted(frame["patient"].unique())
-    drawn = np.random.default_rng(5).multinomial(7, np.full(7, 1 / 7), size=resamples)
-    expected = []
-    for weight in drawn:
-        values = []
-        for _, group in hard.groupby(["fold", "draw", "organ"]):
-            again = pd.concat(group[group["patient"] == name] for name in np.repeat(names, weight))
-            if again["truth"].nunique() == 2:
-                values.append(reference(metric, again))
-        expected.append(np.mean(values))
-    estimate = summarise([Scores(frame)], "linear", 1.0, metric, resamples=resamples, seed=5)
-    assert (estimate.low, estimate.high) == pytest.approx(tuple(np.quantile(expected, [0.025, 0.975])), abs=1e-9)
+    found = Scores(frame).resampled("linear", 1.0, metric, "out", 40, 5)
+    assert found == pytest.approx([mean_score(frame, metric), *resampled(frame, metric, 40, 5)], abs=1e-9)
 
 
-def test_seeds_are_averaged_and_kept() -> None:
+def test_an_interval_of_test_patients_by_hand() -> None:
+    frame = predictions(draws=1)
+    estimate = summarise([Scores(frame)], "linear", 1.0, resamples=60, seed=3)
+    error = np.std(resampled(frame, "auroc", 60, 3)) * np.sqrt(12 / 11)
+    slope = estimate.point * (1 - estimate.point)  # type: ignore[operator]
+    assert half_width(estimate) == pytest.approx(stats.t.ppf(0.975, 11) * error / slope)
+    assert not estimate.training
+
+
+@pytest.mark.parametrize(("fraction", "share"), [(1.0, 1.0), (0.5, 1.0 + 1 / 5)])
+def test_other_training_patients_widen_the_interval_by_what_draws_say(fraction: float, share: float) -> None:
+    scores = with_draws()
+    estimate = summarise([scores], "linear", fraction, resamples=60, seed=3)
+    frame = scores.predictions
+    half = frame[frame["label_fraction"] == 0.5]
+    of_training = share * np.var([mean_score(half[half["draw"] == draw], "auroc") for draw in range(5)], ddof=1)
+    own = frame[frame["label_fraction"] == fraction]
+    of_test = np.var(resampled(own, "auroc", 60, 3)) * 12 / 11
+    degrees = (of_test + of_training) ** 2 / (of_test**2 / 11 + of_training**2 / 4)  # Welch and Satterthwaite
+    slope = estimate.point * (1 - estimate.point)  # type: ignore[operator]
+    assert half_width(estimate) == pytest.approx(stats.t.ppf(0.975, degrees) * np.sqrt(of_test + of_training) / slope)
+    assert estimate.training
+
+
+def test_seeds_are_averaged_and_kept_and_their_spread_is_not_in_the_interval() -> None:
     runs = [Scores(predictions(seed=seed)) for seed in (0, 1, 2)]
     estimate = summarise(runs, "linear", 1.0, resamples=200)
     alone = [summarise([run], "linear", 1.0, resamples=200).point for run in runs]
     assert estimate.per_seed == pytest.approx(alone)
     assert estimate.point == pytest.approx(np.mean(alone))  # type: ignore[arg-type]
-    assert estimate.low < estimate.point < estimate.high  # type: ignore[operator]
+    means = np.mean([run.resampled("linear", 1.0, "auroc", "out", 200, 0)[1:] for run in runs], axis=0)
+    slope = estimate.point * (1 - estimate.point)  # type: ignore[operator]
+    assert half_width(estimate) == pytest.approx(stats.t.ppf(0.975, 11) * np.std(means) * np.sqrt(12 / 11) / slope)
 
 
-def test_the_difference_is_paired() -> None:
-    weak, strong = Scores(predictions(skill=0.5)), Scores(predictions(skill=1.5))
+def test_the_difference_is_paired_and_its_p_is_of_the_same_t() -> None:
+    weak, strong = with_draws(skill=0.5), with_draws(skill=1.5)
     difference = paired_difference([strong], [weak], "linear", 1.0, resamples=500)
     a, b = (summarise([run], "linear", 1.0, resamples=500) for run in (strong, weak))
     assert difference.point == pytest.approx(a.point - b.point)  # type: ignore[operator]
-    assert difference.low > 0  # type: ignore[operator]
-    assert difference.p == pytest.approx(2 / 501)
-    same = paired_difference([weak], [weak], "linear", 1.0, resamples=500)
+    assert difference.low > 0 and difference.p < 0.05 and difference.training  # type: ignore[operator]
+    assert difference.low + difference.high == pytest.approx(2 * difference.point)  # type: ignore[operator]
+    other = paired_difference([weak], [strong], "linear", 1.0, resamples=500)
+    assert (other.point, other.low, other.high, other.p) == pytest.approx(
+        (-difference.point, -difference.high, -difference.low, difference.p)  # type: ignore[operator]
+    )
+
+
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+@pytest.mark.parametrize("metric", METRICS)
+def test_identical_predictions_do_not_differ(metric: Metric, fraction: float) -> None:
+    same = paired_difference([with_draws()], [with_draws()], "linear", fraction, metric, resamples=200)
     assert (same.point, same.low, same.high, same.p) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_an_interval_ends_before_a_perfect_score_and_a_perfect_score_has_none() -> None:
+    good = summarise([Scores(predictions(skill=1.8))], "linear", 1.0, resamples=200)
+    assert good.point > 0.95 and good.low < good.point < good.high < 1  # type: ignore[operator]
+    perfect = summarise([Scores(predictions(skill=40.0))], "linear", 1.0, resamples=200)
+    assert (perfect.point, perfect.low, perfect.high) == (1.0, None, None) and "exactly 1" in perfect.note
 
 
 def test_runs_on_other_patients_are_not_compared() -> None:
@@ -115,17 +131,16 @@ def test_runs_on_other_patients_are_not_compared() -> None:
 
 
 def test_few_patients_get_no_interval_but_a_reason() -> None:
-    few = Scores(predictions(patients=4))
-    estimate = summarise([few], "linear", 1.0)
-    assert estimate.point is not None
-    assert estimate.low is None
-    assert estimate.high is None
-    assert "4 patients" in estimate.note
-    assert paired_difference([few], [few], "linear", 1.0).p is None
+    few = Scores(predictions(patients=MIN_PATIENTS_FOR_INTERVAL - 1))
+    estimate = summarise([few], "linear", 1.0, resamples=100)
+    assert estimate.point is not None and estimate.low is estimate.high is None
+    assert estimate.note == "no interval: 11 patients, at least 12 are needed"
+    assert paired_difference([few], [few], "linear", 1.0, resamples=100).p is None
+    assert summarise([Scores(predictions())], "linear", 1.0, resamples=100).low is not None
 
 
 def test_folds_of_one_patient() -> None:
-    estimate = summarise([Scores(predictions(patients=6, folds=5))], "linear", 1.0)
+    estimate = summarise([Scores(predictions(folds=12))], "linear", 1.0, resamples=300)
     assert estimate.low < estimate.point < estimate.high  # type: ignore[operator]
 
 
@@ -133,16 +148,8 @@ def test_no_cell_with_both_classes() -> None:
     frame = predictions()
     frame["truth"] = False
     estimate = summarise([Scores(frame)], "linear", 1.0)
-    assert estimate.point is None
-    assert estimate.n_cells == 0
+    assert (estimate.point, estimate.n_cells) == (None, 0)
     assert "both classes" in estimate.note
-
-
-def test_easy_negatives_do_not_change_which_cells_count() -> None:
-    frame = predictions(folds=6)
-    frame.loc[(frame["fold"] == 2) & ~frame["truth"], "easy"] = True  # all that is left above the floor is positive
-    for easy in ("out", "in"):
-        assert {cell.fold for cell in cells(frame, "linear", 1.0, easy).cells} == {0, 1, 3, 4, 5}  # type: ignore[arg-type]
 
 
 def test_patients_are_known_by_name_however_they_are_stored() -> None:
@@ -157,7 +164,7 @@ def test_patients_are_known_by_name_however_they_are_stored() -> None:
 
 
 def test_what_was_asked_before_does_not_change_a_score() -> None:
-    used, other = Scores(predictions()), Scores(predictions(seed=1))
+    used, other = with_draws(), with_draws(seed=1)
     for metric in METRICS:
         for easy in ("in", "out"):
             summarise([used], "linear", 1.0, metric, easy, resamples=150, seed=1)  # type: ignore[arg-type]
@@ -166,31 +173,55 @@ def test_what_was_asked_before_does_not_change_a_score() -> None:
         for easy in ("in", "out"):
             again, fresh = (
                 summarise([run], "linear", 1.0, metric, easy, resamples=200)  # type: ignore[arg-type]
-                for run in (used, Scores(predictions()))
+                for run in (used, with_draws())
             )
             assert again == fresh
 
 
-def values(seed: int, patients: int = 6) -> pd.DataFrame:
+def values(seed: int, patients: int = 12) -> pd.DataFrame:
     """A figure of every superpatch; patients have different numbers of them."""
     rng = np.random.default_rng(seed)
-    patient = np.repeat([f"p{i}" for i in range(patients)], np.arange(1, patients + 1))
+    patient = np.repeat([f"p{i:02}" for i in range(patients)], np.arange(1, patients + 1))
     return pd.DataFrame({"patient": patient, "superpatch": np.arange(len(patient)), "value": rng.normal(20, 3, len(patient))})
 
 
 def test_the_mean_over_superpatches_resamples_patients() -> None:
     frames, resamples = [values(0), values(1)], 60
-    drawn = np.random.default_rng(3).multinomial(6, np.full(6, 1 / 6), size=resamples)
+    drawn = np.random.default_rng(3).multinomial(12, np.full(12, 1 / 12), size=resamples)
     expected = []
     for weight in drawn:
-        names = np.repeat([f"p{i}" for i in range(6)], weight)
+        names = np.repeat([f"p{i:02}" for i in range(12)], weight)
         again = [pd.concat(frame[frame["patient"] == name] for name in names) for frame in frames]
         expected.append(np.mean([frame["value"].mean() for frame in again]))
     estimate = mean_over_superpatches(frames, resamples, seed=3)
-    assert estimate.point == pytest.approx(np.mean([frame["value"].mean() for frame in frames]))
-    assert (estimate.low, estimate.high) == pytest.approx(tuple(np.quantile(expected, [0.025, 0.975])))
+    point = np.mean([frame["value"].mean() for frame in frames])
+    half = stats.t.ppf(0.975, 11) * np.std(expected) * np.sqrt(12 / 11)
+    assert (estimate.point, estimate.low, estimate.high) == pytest.approx((point, point - half, point + half))
     assert estimate.per_seed == pytest.approx([frame["value"].mean() for frame in frames])
-    assert (estimate.n_patients, estimate.n_superpatches, estimate.n_cells) == (6, 21, 0)
+    assert (estimate.n_patients, estimate.n_superpatches, estimate.n_cells) == (12, 78, 0)
+
+
+def test_the_mean_over_organs_resamples_patients() -> None:
+    rng = np.random.default_rng(0)
+    run = pd.DataFrame([(f"p{n:02}", organ) for n in range(12) for organ in ("liver", "spleen")], columns=["patient", "organ"])
+    run = run.assign(value=rng.random(len(run)))[:-3]  # the last patients lack an organ, or all
+    run = pd.concat([run, run.assign(patient="q" + run["patient"])], ignore_index=True)
+    other = run.assign(value=rng.random(len(run)))
+    names, resamples = sorted(run["patient"].unique()), 50
+    drawn = np.random.default_rng(2).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+
+    def mean(frame: pd.DataFrame, weight: np.ndarray) -> float:
+        again = pd.concat([frame[frame["patient"] == name] for name in np.repeat(names, weight)])
+        return float(again.groupby("organ")["value"].mean().mean())
+
+    gap = mean_over_organs([run], [other], resamples, seed=2)
+    expected = [mean(run, weight) - mean(other, weight) for weight in drawn]
+    n = len(names)
+    half = stats.t.ppf(0.975, n - 1) * np.std(expected) * np.sqrt(n / (n - 1))
+    once = np.ones(n, int)
+    assert gap.point == pytest.approx(mean(run, once) - mean(other, once))
+    assert (gap.low, gap.high) == pytest.approx((gap.point - half, gap.point + half))  # type: ignore[operator]
+    assert gap.p == pytest.approx(2 * stats.t.sf(abs(gap.point) / (half / stats.t.ppf(0.975, n - 1)), n - 1))  # type: ignore[arg-type]
 
 
 def test_means_without_superpatches_or_with_few_or_other_patients() -> None:

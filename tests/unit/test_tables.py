@@ -113,7 +113,7 @@ def test_no_interval_is_printed_for_a_handful_of_patients(report):
     few = [f"phantom/s{n:02}" for n in range(4)]
     main = _tables(_with_predictions(_measured(report), lambda frame: frame[frame["patient"].isin(few)]))["main"]
     assert "[" not in main.rows[0][3]
-    assert "4 patients, at least 5 are needed" in "".join(main.notes)
+    assert "4 patients, at least 12 are needed" in "".join(main.notes)
 
 
 def test_a_table_speaks_of_intervals_only_where_one_is_printed(report):
@@ -182,10 +182,10 @@ def test_data_are_counted_by_dataset_and_pool(tmp_path):
     assert (row["superpatches"], row["superpatches_above_floor"]) == (
         own["superpatch"].nunique(), own[~own["easy"]]["superpatch"].nunique(),
     )  # fmt: skip
-    assert row["superpatches"] == 60  # half of the patients
+    assert row["superpatches"] == 144  # half of the patients
     assert pd.isna(data.loc[("LUNA16", "pretraining"), "superpatches"])
     first = own[(own["organ"] == "liver") & (own["protocol"] == "knn") & (own["label_fraction"] == 1) & ~own["easy"]]
-    assert f"LUNA16: liver 5, {first['truth'].mean():.2f}; spleen 5" in "".join(table.notes)
+    assert f"LUNA16: liver 12, {first['truth'].mean():.2f}; spleen 12" in "".join(table.notes)
     assert data.loc[("BTCV", "pretraining"), "published_nemesis"].startswith("140 scans with HNSCC")
     assert data.loc[("BTCV", "evaluation"), "published_nemesis"] == "30 scans"
     assert list(data.loc["BTCV", "published_maesil_scans"]) == [30, 30]

@@ -24,7 +24,7 @@ def test_fine_tuned_rows_stand_in_the_main_table_with_their_own_seeds_and_patien
     rows = {(r["method"], r["protocol"]): r for r in rows_of(report, "main")}
     nemesis = rows["NEMESIS", "finetune"]
     assert (nemesis["seeds"], rows["NEMESIS", "linear"]["seeds"]) == ("1", "2")
-    assert (nemesis["n_patients"], rows["NEMESIS", "linear"]["n_patients"]) == ("6", "10"), "three folds of five"
+    assert (nemesis["n_patients"], rows["NEMESIS", "linear"]["n_patients"]) == ("15", "24"), "three folds of five"
     assert float(rows["Random ViT", "finetune"]["difference"]) < 0
     text = text_of(report, "main")
     assert "| fine-tuned " in text and "3 folds of 5" in text
@@ -51,7 +51,7 @@ def test_segmentation_is_printed_by_organ_and_compared_with_the_own_start_where_
     first = rows[0]
     organs = [float(first[f"dice_{organ}"]) for organ in ("liver", "spleen", "left kidney")]
     assert float(first["dice"]) == pytest.approx(sum(organs) / 3, abs=1e-8)
-    assert first["dice_gallbladder"] == "" and first["n_patients"] == "6"
+    assert first["dice_gallbladder"] == "" and first["n_patients"] == "15"
     assert first["against"] == "own from scratch" and float(first["difference_low"]) <= float(first["difference"])
     assert rows[1]["against"] == "" and rows[1]["difference"] == ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from itertools import pairwise
 
 import pandas as pd
@@ -57,6 +58,19 @@ def test_a_label_is_no_option_of_the_command_above_it(label):
     assert not any(line.startswith(("[", "*")) for line in after)
 
 
+def test_a_long_table_takes_as_many_pages_as_it_needs():
+    rows = [(f"row {n}", "sentence " * (8 if n % 2 else 1)) for n in range(60)]
+    whole = Table("a_b", "Title", "Caption.", ("x", "y"), rows, ["the note"], pd.DataFrame(), text_columns=2, wraps=(1,))
+    text = whole.latex()
+    assert re.findall(r"row \d+", text) == [name for name, _ in rows]
+    pages = text.split(r"\begin{table*}")[1:]
+    assert [page.count(r"row ") for page in pages] == [27, 26, 7]  # a row of 72 characters takes two lines of 36
+    assert [name in text for name in ("tab:a-b}", "tab:a-b-2}", "tab:a-b-3}", "tab:a-b-4}")] == [True, True, True, False]
+    assert text.count("Caption.") == 1 and text.count("Title, continued") == 2
+    assert "the note" in pages[-1] and text.count("the note") == 1
+    assert replace(whole, rows=rows[:20]).latex().count(r"\begin{table*}") == 1
+
+
 def test_it_compiles(report, tmp_path):
     engine = next(filter(None, map(shutil.which, ("pdflatex", "xelatex", "lualatex"))), None)
     if engine is None:
@@ -68,4 +82,5 @@ def test_it_compiles(report, tmp_path):
     command = [engine, "-halt-on-error", "-interaction=nonstopmode", "tables.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
     assert done.returncode == 0, done.stdout
+    assert "Float too large" not in (tmp_path / "tables.log").read_text(errors="replace")
     assert "Missing character" not in (tmp_path / "tables.log").read_text(errors="replace")

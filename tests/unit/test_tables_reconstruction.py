@@ -81,8 +81,8 @@ def test_every_number_of_superpatches_is_that_of_its_figure(measured):
     rows.loc[main & (rows["metric"] == "ssim"), "n_superpatches"] = 70
     rows.loc[main & (rows["region"] == "visible"), "n_superpatches"] = 80
     table = reconstruction_table(replace(measured, rows=rows))
-    assert [row[-1] for row in table.rows] == ["80", "94"]
-    told = "NEMESIS on phantom 94 (hidden, PSNR pasted, PSNR of unmasked input, SSIM of unmasked input), 70 (SSIM pasted)."
+    assert [row[-1] for row in table.rows] == ["80", "228"]
+    told = "NEMESIS on phantom 228 (hidden, PSNR pasted, PSNR of unmasked input, SSIM of unmasked input), 70 (SSIM pasted)."
     assert told in next(note for note in table.notes if note.startswith("Superpatches averaged"))
     assert not any(note.startswith("Superpatches averaged") for note in reconstruction_table(measured).notes)
 
@@ -107,7 +107,7 @@ def test_datasets_are_told_apart_and_together(two_datasets):
         estimate = mean_over_superpatches(own, spec["bootstrap"])
         told = [float(row[f"psnr_masked{end}"]) for end in ("", "_low", "_high")]
         assert told == pytest.approx([estimate.point, estimate.low, estimate.high])
-        assert row["n_patients"] == ("10" if "+" in row["dataset"] else "5")
+        assert row["n_patients"] == ("24" if "+" in row["dataset"] else "12")
 
 
 # -------------------------------------------------------------------------------------------------------------- MAESIL
@@ -154,7 +154,7 @@ def test_psnr_by_dataset_with_the_papers_beside_maesil(two_datasets):
     spec, root = two_datasets
     measured = read_measured(spec, root / "collected")
     data = maesil_datasets_table(measured).data.set_index(["method", "dataset"])
-    for dataset, patients in (("BTCV", 5), ("b", 5)):
+    for dataset, patients in (("BTCV", 12), ("b", 12)):
         frames = [f[f["dataset"] == dataset] for f in _of(measured, "MAESIL", True, "psnr")]
         row = data.loc[("MAESIL", dataset)]
         assert row["psnr"] == pytest.approx(mean_over_superpatches(frames, 200).point)

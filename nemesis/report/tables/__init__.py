@@ -11,6 +11,7 @@
     maesil_reconstruction   MAESIL Table II: PSNR and SSIM of the whole
     maesil_datasets         MAESIL Table III: PSNR by dataset
     reconstruction          PSNR and SSIM by region, beside what filling with the visible mean reaches
+    claims                  the papers' statements, each with the verdict of what was measured
     cost                    parameters, MAC, FLOP; hours, throughput and memory, which no other table has: clocks do not repeat
 
 Scores and intervals are those of :mod:`nemesis.evaluation.statistics`.
@@ -25,6 +26,7 @@ from typing import Any
 from nemesis.report.published import load_published
 from nemesis.report.render import Table
 from nemesis.report.tables.ablations import ablations_table
+from nemesis.report.tables.claims import claims_table
 from nemesis.report.tables.controls import controls_table
 from nemesis.report.tables.cost import cost_table
 from nemesis.report.tables.data import data_table
@@ -64,5 +66,6 @@ def tables(measured: Measured) -> list[Table]:
         maesil_table(measured),
         maesil_datasets_table(measured),
         reconstruction_table(measured),
+        claims_table(measured),
         cost_table(measured),
     ]

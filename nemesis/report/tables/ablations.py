@@ -150,7 +150,7 @@ def _printed(measured: Measured, records: list[Record], first: str, seen: Sequen
         "PSNR with the fill beside it before comparing it with another row's.",
         *([f"Superpatches of another size are other superpatches: no difference is taken of {other}."] if other else []),
         *interval_notes(spec, seen),
-        "p is that of the paired bootstrap difference, adjusted within this table after Holm; intervals and p are over patients "
+        "p is that of the paired difference, adjusted within this table after Holm; intervals and p are over patients "
         "and do not hold how much another seed would change.",
         LEAKAGE_NOTE,
         configuration_note(spec),

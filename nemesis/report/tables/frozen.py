@@ -108,7 +108,7 @@ def main_table(measured: Measured) -> Table:
         _seeds_note(measured, seen),
         *_chance_notes(rows, [fraction]),
         "F1 is taken at the score 0.5, as in the paper, and at a threshold tuned on training patients; p is that of the paired "
-        "bootstrap difference, adjusted within this table after Holm.",
+        "difference, adjusted within this table after Holm.",
         LEAKAGE_NOTE,
         configuration_note(spec),
     ]

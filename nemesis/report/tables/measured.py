@@ -15,11 +15,10 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from nemesis.evaluation.cells import EasyNegatives, Metric
 from nemesis.evaluation.cost import FLOP_PER_MAC, PASSES_PER_STEP
 from nemesis.evaluation.statistics import (
-    EasyNegatives,
     Estimate,
-    Metric,
     Scores,
     mean_over_organs,
     mean_over_superpatches,
@@ -43,6 +42,8 @@ MEASURES = {  # of a superpatch: input masked, region, metric
     "ssim_whole": (True, "whole", "ssim"),
     "psnr_unmasked_input": (False, "whole", "psnr"),
     "ssim_unmasked_input": (False, "whole", "ssim"),
+    "lpips_whole": (True, "whole", "lpips"),
+    "lpips_unmasked_input": (False, "whole", "lpips"),
 }
 
 Entries = Sequence[Mapping[str, Any]]  # the runs (seeds) of one label
@@ -161,7 +162,12 @@ class Measured:
         return [self.predictions[entry["run"]].predictions for entries in self.labels("methods").values() for entry in entries]
 
     def reconstructed(self, entries: Entries, measure: str, dataset: str | None = None) -> Estimate:
-        """A figure of ``MEASURES`` over the superpatches above the foreground floor: of one dataset, or of all."""
+        """The mean of a figure of ``MEASURES``; see :meth:`of_superpatches`."""
+        frames = self.of_superpatches(entries, measure, dataset)
+        return mean_over_superpatches(frames, self.spec["bootstrap"], self.spec["seed"])
+
+    def of_superpatches(self, entries: Entries, measure: str, dataset: str | None = None) -> list[pd.DataFrame]:
+        """A figure of ``MEASURES`` of every superpatch above the foreground floor, for each run: of one dataset, or of all."""
         frames = []
         for entry in entries:
             frame = self.reconstructions[entry["run"]]
@@ -169,7 +175,7 @@ class Measured:
             chosen = frame[(frame["metric"] == metric) & (frame["input_masked"] == masked) & ~frame["easy"].astype(bool)]
             chosen = chosen if region is None else chosen[chosen["region"] == region]
             frames.append(chosen if dataset is None else chosen[chosen["dataset"] == dataset])
-        return mean_over_superpatches(frames, self.spec["bootstrap"], self.spec["seed"])
+        return frames
 
     def hides(self, entries: Entries) -> bool:
         """Whether these networks were judged under a mask."""

@@ -153,9 +153,20 @@ def interval_notes(spec: Mapping[str, Any], estimates: Iterable[Estimate]) -> li
 def intervals_told(spec: Mapping[str, Any], estimates: Iterable[Estimate]) -> str:
     """What the intervals are, and why some or all figures have none."""
     estimates = list(estimates)
-    some = any(e.low is not None for e in estimates)
-    told = [f"Intervals: {spec['bootstrap']} bootstrap resamples of patients"] if some else []
-    where = "where a figure has none: " if some else ""
+    given = [e for e in estimates if e.low is not None]
+    told = []
+    if given:
+        text = (
+            f"Intervals: 95 % by Student's t, of the standard error by {spec['bootstrap']} bootstrap resamples of test patients"
+        )
+        probes = [e for e in given if e.n_cells]  # the others' figures depend on nobody's labels
+        if any(e.training for e in probes):
+            where = "" if all(e.training for e in probes) else " where labels were drawn more than once"
+            text += f" and, for what other training patients would change, by the draws of label fractions{where}"
+        elif probes:
+            text += "; what other training patients would change is not in them"
+        told.append(text)
+    where = "where a figure has none: " if given else ""
     told += [where + note for note in sorted({e.note for e in estimates if e.note})]
     sentence = "; ".join(told)
     return sentence[:1].upper() + sentence[1:] + "." * bool(sentence)
