@@ -12,17 +12,11 @@ from typer.testing import CliRunner
 
 from nemesis.cli import app
 from nemesis.contract import small_method
-from nemesis.evaluation.cost import (
-    CONFIGURATIONS,
-    MAIN,
-    by_formula,
-    by_fvcore,
-    by_torch,
-    cost_table,
-    method_cost,
-    superpatches,
-)
+from nemesis.evaluation.cost import method_cost, superpatches
+from nemesis.evaluation.counters import by_fvcore, by_torch
 from nemesis.evaluation.evaluate import _cost_rows
+from nemesis.evaluation.formula import by_formula
+from nemesis.evaluation.presets import CONFIGURATIONS, MAIN, cost_table
 from nemesis.method import create
 from nemesis.models.architecture import OFFICIAL, Architecture
 from nemesis.models.autoencoder import MaskedAutoencoder
@@ -250,7 +244,7 @@ def test_the_counters_stand_beside_the_formula():
 
 def test_the_formula_needs_neither_torch_nor_fvcore():
     code = (
-        "import sys; from nemesis.evaluation.cost import by_formula; from nemesis.models.architecture import Architecture\n"
+        "import sys; from nemesis.evaluation.formula import by_formula; from nemesis.models.architecture import Architecture\n"
         "by_formula(Architecture((128,) * 3, (16,) * 3)); assert not {'torch', 'fvcore'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
