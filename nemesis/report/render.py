@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".csv", ".md", ".tex", ".html")
 MISSING = "–"
 INTERVAL = " [95 % CI]"  # ends the name of a column whose figures may have one
+UPRIGHT = 110  # characters across; a wider table would be too small to read on an upright page
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"\textbar{}", "\u00a0": "~",
@@ -75,18 +76,24 @@ class Table:
         return "\n".join([f"### {self.title}", "", self.caption, "", *lines, "", *(f"- {n}" for n in self.notes)]) + "\n"
 
     def latex(self) -> str:
-        """A float that needs booktabs and graphicx; in ASCII alone, so that every engine sets it."""
+        """A float that needs booktabs, graphicx and rotating; in ASCII alone, so that every engine sets it.
+
+        No table runs over its page: a wide one stands in landscape, and what is wider still is scaled down to the line.
+        """
+        cells = [self.heads, *self.rows]
+        width = sum(2 + max(len(row[place]) for row in cells) for place in range(len(self.columns)))
+        float_ = "sidewaystable*" if width > UPRIGHT else "table*"
         layout = "l" * self.text_columns + "r" * (len(self.columns) - self.text_columns)
         lines = [
-            r"\begin{table*}[t]", r"\centering", rf"\caption{{{_latex(f'{self.title}. {self.caption}')}}}",
-            rf"\label{{tab:{self.name.replace('_', '-')}}}",
-            r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
+            rf"\begin{{{float_}}}" + "[t]" * (width <= UPRIGHT), r"\centering",
+            rf"\caption{{{_latex(f'{self.title}. {self.caption}')}}}", rf"\label{{tab:{self.name.replace('_', '-')}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{{layout}}}", r"\toprule", _latex_row(self.heads), r"\midrule",
         ]  # fmt: skip
         lines += map(_latex_row, self.rows)
-        lines += [r"\bottomrule", r"\end{tabular}}", r"\par\medskip", r"\begin{minipage}{\textwidth}\footnotesize"]
+        lines += [r"\bottomrule", r"\end{tabular}}", r"\par\medskip", r"\begin{minipage}{\linewidth}\footnotesize"]
         lines += [_latex(note) + r"\par" for note in self.notes]
-        return "\n".join([*lines, r"\end{minipage}", r"\end{table*}"]) + "\n"
+        return "\n".join([*lines, r"\end{minipage}", rf"\end{{{float_}}}"]) + "\n"
 
     def html(self) -> str:
         """A ``<figure>`` without styles of its own; the page brings them."""
