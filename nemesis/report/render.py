@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".csv", ".md", ".tex", ".html")
 MISSING = "–"
 INTERVAL = " [95 % CI]"  # ends the name of a column whose figures may have one
+SHORTEST_HEAD = 8  # characters; names of columns break into lines no shorter than this
 UPRIGHT = 110  # characters across; a wider table would be too small to read on an upright page
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -80,15 +82,17 @@ class Table:
 
         No table runs over its page: a wide one stands in landscape, and what is wider still is scaled down to the line.
         """
-        cells = [self.heads, *self.rows]
-        width = sum(2 + max(len(row[place]) for row in cells) for place in range(len(self.columns)))
+        rooms = [max([SHORTEST_HEAD, *(len(row[place]) for row in self.rows)]) for place in range(len(self.columns))]
+        heads = [_wrapped(name, room) for name, room in zip(self.heads, rooms, strict=True)]
+        width = sum(2 + max(room, *map(len, lines)) for room, lines in zip(rooms, heads, strict=True))
         float_ = "sidewaystable*" if width > UPRIGHT else "table*"
         layout = "l" * self.text_columns + "r" * (len(self.columns) - self.text_columns)
         lines = [
             rf"\begin{{{float_}}}" + "[t]" * (width <= UPRIGHT), r"\centering",
             rf"\caption{{{_latex(f'{self.title}. {self.caption}')}}}", rf"\label{{tab:{self.name.replace('_', '-')}}}",
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-            rf"\begin{{tabular}}{{{layout}}}", r"\toprule", _latex_row(self.heads), r"\midrule",
+            rf"\begin{{tabular}}{{{layout}}}", r"\toprule",
+            " & ".join(map(_latex_head, heads, layout)) + r" \\", r"\midrule",
         ]  # fmt: skip
         lines += map(_latex_row, self.rows)
         lines += [r"\bottomrule", r"\end{tabular}}", r"\par\medskip", r"\begin{minipage}{\linewidth}\footnotesize"]
@@ -142,6 +146,17 @@ def _field(value: Any) -> str:
         return f"{value:.10g}"
     text = str(value)
     return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\n') else text
+
+
+def _wrapped(name: str, room: int) -> list[str]:
+    """The lines of a column's name, which is not to make the column wider than its figures do."""
+    return textwrap.wrap(name, room, break_long_words=False, break_on_hyphens=False) or [name]
+
+
+def _latex_head(lines: Sequence[str], side: str) -> str:
+    if len(lines) == 1:
+        return "{}" + _latex(lines[0])
+    return rf"\shortstack[{side}]{{" + r" \\ ".join("{}" + _latex(line) for line in lines) + "}"
 
 
 def _latex_row(cells: Sequence[str]) -> str:
