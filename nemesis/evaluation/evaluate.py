@@ -23,10 +23,12 @@ from nemesis.data.superpatches import evaluation_superpatches
 from nemesis.errors import Fault, NemesisError
 from nemesis.evaluation.cost import counted
 from nemesis.evaluation.features import ENCODING, features
+from nemesis.evaluation.lpips import Lpips
 from nemesis.evaluation.pretext import SEED, pretext_rows
 from nemesis.evaluation.probe import probe
 from nemesis.evaluation.reconstruction import no_reconstructions, reconstruct
 from nemesis.evaluation.rows import write_rows
+from nemesis.evaluation.similarity import Perceptual
 from nemesis.files import digest, file_sha256, write_bytes, write_npz, write_parquet, write_text
 from nemesis.method import Method, create
 from nemesis.models.checkpoint import load_weights
@@ -64,6 +66,7 @@ def evaluate(spec: Mapping[str, Any], device: str = "auto") -> None:
             evaluation), ``index`` and, of a method with a voxel size of its own, ``view`` (paths); ``organs`` (names);
             ``label_numbers`` (dataset → organ → number);
             ``preparation``, ``probe`` and, if its reconstructions are judged, ``reconstruction`` (sections of the configuration);
+            with ``lpips`` (``network``, ``weights`` and ``sha256``), if LPIPS is measured;
             ``pretext`` (true), if what its pretext asks for is measured on the evaluation pool, too;
             ``out`` (folder); ``features`` (folder of the cached features).
         device: auto (a GPU where there is one), cpu or cuda.
@@ -87,8 +90,9 @@ def evaluate(spec: Mapping[str, Any], device: str = "auto") -> None:
             start = time.perf_counter()
             settings = Reconstruction.model_validate(spec["reconstruction"])
             found, reconstructions, material = reconstruct(
-                method, bench.network, bench.scans, bench.table, method.superpatch, settings, place, bench.precision
-            )
+                method, bench.network, bench.scans, bench.table, method.superpatch, settings, place, bench.precision,
+                _perceptual(spec["lpips"], place) if "lpips" in spec else None,
+            )  # fmt: skip
             rows += found
             timing["reconstruction_seconds"] = time.perf_counter() - start
         if "pretext" in spec:
@@ -146,6 +150,18 @@ def _bench(spec: Mapping[str, Any], device: str, weights: Mapping[str, Tensor] |
     with device_for(device) as place:
         precision = resolve_precision(probing.precision, place)
         yield _Bench(method, network.to(place).eval(), scans, view, table, probing, place, precision)
+
+
+def _perceptual(told: Mapping[str, Any], device: torch.device) -> Perceptual:
+    """LPIPS by the weights that were planned with.
+
+    Raises:
+        NemesisError: they are not there any more, or another file is.
+    """
+    path = Path(told["weights"])
+    if not path.is_file() or file_sha256(path) != told["sha256"]:
+        raise NemesisError(Fault(str(path), "is not the file that this was planned with", "Put it back, or plan again."))
+    return Lpips(told["network"]).load(path).to(device).of_volumes
 
 
 def _pretext_rows(spec: Mapping[str, Any], bench: _Bench) -> list[dict[str, Any]]:
