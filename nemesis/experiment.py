@@ -394,6 +394,7 @@ class Experiment:
             "pools": {"pretraining": str(self.pretraining_pool), "evaluation": str(self.evaluation_pool)},
             "audit": str(self.audit),
             "transductive": self.shared_patients,
+            "lpips": {"network": self.config.reconstruction.lpips.network, "sha256": self.lpips[1] if self.lpips else None},
             "bootstrap": self.config.probe.bootstrap,
             "seed": self.config.probe.split_seed,
             "runs": [

@@ -150,7 +150,10 @@ def _field(value: Any) -> str:
 
 def _wrapped(name: str, room: int) -> list[str]:
     """The lines of a column's name, which is not to make the column wider than its figures do."""
-    return textwrap.wrap(name, room, break_long_words=False, break_on_hyphens=False) or [name]
+    interval = INTERVAL.strip()
+    whole = interval.replace(" ", "\u00a0")  # which does not break
+    lines = textwrap.wrap(name.replace(interval, whole), room, break_long_words=False, break_on_hyphens=False)
+    return [line.replace(whole, interval) for line in lines] or [name]
 
 
 def _latex_head(lines: Sequence[str], side: str) -> str:
