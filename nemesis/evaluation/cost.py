@@ -9,8 +9,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nemesis.evaluation.counters import Counter, by_torch
+from nemesis.evaluation.counters import Counter, by_fvcore, by_torch
+from nemesis.evaluation.formula import by_formula
 from nemesis.method import Batch, Method
+from nemesis.methods.nemesis import NemesisEncoderMethod
 from nemesis.models.architecture import Size
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ class MethodCost:
     pretext: int | None  # the pretext's forward pass on what the method draws; None: it has no pretext
     parameters: int
     features: int  # numbers in a vector
+    reconstruct: int | None = None  # from a superpatch to its voxels, nothing masked: the whole network; None: it does not
+    encoder_parameters: int = 0  # those that a vector depends on
 
     def encode_volume(self, edge: int, volume: Size = VOLUME) -> int:
         """MAC of encoding all superpatches of a volume."""
@@ -53,17 +57,6 @@ def method_cost(method: Method[Any], count: Counter = by_torch, device: str = "m
 
     from nemesis.models.keyed import Keys
 
-    def voxels(size: tuple[int, int, int]) -> Tensor:
-        return torch.zeros(BATCH, 1, *size, device=device)
-
-    features = 0
-
-    def encoded(network: nn.Module, voxels: Tensor) -> Tensor:
-        nonlocal features
-        vectors = method.encode(network, voxels)
-        features = int(vectors.shape[1])
-        return vectors
-
     def pretext(network: nn.Module, voxels: Tensor) -> Tensor:
         classes = known = None
         if method.card.uses_labels:
@@ -72,14 +65,19 @@ def method_cost(method: Method[Any], count: Counter = by_torch, device: str = "m
         return method.pretext_loss(network, Batch(voxels, Keys.at(0, 0, range(BATCH), device), classes, known)).total
 
     network = _built(method, device)
+    superpatch = torch.zeros(BATCH, 1, *(method.superpatch,) * 3, device=device)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    pretrain = None
+    vectors = method.encode(network.eval(), superpatch[:1])
+    reconstructed = pretrain = None
     with torch.no_grad():
-        encode = count(encoded, network.eval(), voxels((method.superpatch,) * 3)) // BATCH
+        encode = count(method.encode, network, superpatch) // BATCH
+        if method.card.reconstructs:
+            reconstructed = count(lambda net, x: method.reconstruct(net, x, None).prediction, network, superpatch) // BATCH
         # of published weights nobody names the organs that they were pretrained on: their pretext is not to be had here
         if method.card.pretext and not (method.card.uses_labels and not method.settings.classes):
-            pretrain = count(pretext, network.train(), voxels(method.draw().size)) // BATCH
-    return MethodCost(encode, pretrain, parameters, features)
+            drawn = torch.zeros(BATCH, 1, *method.draw().size, device=device)
+            pretrain = count(pretext, network.train(), drawn) // BATCH
+    return MethodCost(encode, pretrain, parameters, int(vectors.shape[1]), reconstructed, _behind(vectors))
 
 
 def counted(method: Method[Any]) -> MethodCost:
@@ -88,6 +86,45 @@ def counted(method: Method[Any]) -> MethodCost:
         return method_cost(method)
     except (RuntimeError, TypeError, NotImplementedError):  # it reads numbers on its way, which the meta device does not have
         return method_cost(method, device="cpu")
+
+
+def cost_rows(method: Method[Any]) -> list[dict[str, Any]]:
+    """Parameters of the whole network and of its encoder; multiply–accumulates of one superpatch to its vector, of one through
+    the whole network and of one sample through the pretext; the voxels of a scan that a sample shows.
+
+    The first two are counted by PyTorch (the figures that tables print) and again by fvcore and, of the NEMESIS network, by
+    formula: ``…_fvcore`` and ``…_formula``.
+    """
+    cost, again = counted(method), method_cost(method, by_fvcore, "cpu")
+    macs = {"encode_macs": cost.encode, "reconstruct_macs": cost.reconstruct, "pretext_macs": cost.pretext}
+    macs |= {"encode_macs_fvcore": again.encode, "reconstruct_macs_fvcore": again.reconstruct}
+    if isinstance(method, NemesisEncoderMethod):
+        formula = by_formula(method.architecture, reference=False)
+        macs["encode_macs_formula"] = formula.encoder.total
+        macs["reconstruct_macs_formula"] = formula.total if cost.reconstruct is not None else None
+    figures = {metric: ("MAC", value) for metric, value in macs.items()}
+    figures |= {"parameters": ("parameters", cost.parameters), "encoder_parameters": ("parameters", cost.encoder_parameters)}
+    if method.card.pretext:
+        figures["sample_voxels"] = ("voxels", method.draw().voxels)
+    return [
+        {"metric": metric, "unit": unit, "value": float(value)} for metric, (unit, value) in figures.items() if value is not None
+    ]
+
+
+def _behind(output: Tensor) -> int:
+    """How many parameters stand behind a tensor, by the graph that autograd made of it."""
+    leaves: dict[int, Tensor] = {}
+    seen: set[Any] = set()
+    waiting: list[Any] = [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves[id(node.variable)] = node.variable
+        waiting += [following for following, _ in node.next_functions]
+    return sum(leaf.numel() for leaf in leaves.values())
 
 
 def _built(method: Method[Any], device: str) -> nn.Module:

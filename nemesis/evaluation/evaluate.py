@@ -21,7 +21,7 @@ from nemesis.data.samples import Labelling
 from nemesis.data.scans import Scans
 from nemesis.data.superpatches import evaluation_superpatches
 from nemesis.errors import Fault, NemesisError
-from nemesis.evaluation.cost import counted
+from nemesis.evaluation.cost import cost_rows
 from nemesis.evaluation.features import ENCODING, features
 from nemesis.evaluation.lpips import Lpips
 from nemesis.evaluation.pretext import SEED, pretext_rows
@@ -100,7 +100,7 @@ def evaluate(spec: Mapping[str, Any], device: str = "auto") -> None:
             rows += _pretext_rows(spec, bench)
             timing["pretext_seconds"] = time.perf_counter() - start
         timing["device"] = torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu"
-    rows += _cost_rows(method)
+    rows += cost_rows(method)
     write_npz(out / "reconstruction.npz", material)
     write_parquet(out / "reconstructions.parquet", reconstructions)
     write_parquet(out / "predictions.parquet", predictions)
@@ -173,19 +173,6 @@ def _pretext_rows(spec: Mapping[str, Any], bench: _Bench) -> list[dict[str, Any]
     untrained = method.build().to(bench.device).eval()
     batch_size = identity["pretraining"]["batch_size"]
     return pretext_rows(method, bench.network, untrained, samples, batch_size, bench.device, bench.precision)
-
-
-def _cost_rows(method: Method[Any]) -> list[dict[str, Any]]:
-    """Parameters of the whole network, multiply–accumulates of one superpatch to its vector and of one sample through the
-    pretext, and the voxels of a scan that a sample shows."""
-    cost = counted(method)
-    figures = {"encode_macs": ("MAC", cost.encode), "pretext_macs": ("MAC", cost.pretext)}
-    figures["parameters"] = ("parameters", cost.parameters)
-    if method.card.pretext:
-        figures["sample_voxels"] = ("voxels", method.draw().voxels)
-    return [
-        {"metric": metric, "unit": unit, "value": float(value)} for metric, (unit, value) in figures.items() if value is not None
-    ]
 
 
 def _cached_features(spec: Mapping[str, Any], bench: _Bench, timing: dict[str, float | str]) -> NDArray[np.float32]:
