@@ -78,22 +78,23 @@ class PlainMaskedAutoEncoder(Method[PlainMaskedSettings]):
         from baselines.networks.plain_mae import KeyedMaskedAutoEncoder
 
         s = self.settings
-        warnings.filterwarnings("ignore", "torch.meshgrid")  # MONAI's call, which torch wants more explicit
-        return KeyedMaskedAutoEncoder(
-            in_channels=1,
-            img_size=self.superpatch,
-            patch_size=self.patch,
-            hidden_size=s.embed_dim,
-            mlp_dim=s.ffn_dim or 4 * s.embed_dim,
-            num_layers=s.depth,
-            num_heads=s.heads,
-            masking_ratio=s.mask_ratio,
-            decoder_hidden_size=s.decoder_dim,
-            decoder_mlp_dim=s.ffn_dim or 4 * s.decoder_dim,
-            decoder_num_layers=s.decoder_depth,
-            decoder_num_heads=s.decoder_heads,
-            dropout_rate=s.dropout,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.meshgrid")  # MONAI's call, which torch wants more explicit
+            return KeyedMaskedAutoEncoder(
+                in_channels=1,
+                img_size=self.superpatch,
+                patch_size=self.patch,
+                hidden_size=s.embed_dim,
+                mlp_dim=s.ffn_dim or 4 * s.embed_dim,
+                num_layers=s.depth,
+                num_heads=s.heads,
+                masking_ratio=s.mask_ratio,
+                decoder_hidden_size=s.decoder_dim,
+                decoder_mlp_dim=s.ffn_dim or 4 * s.decoder_dim,
+                decoder_num_layers=s.decoder_depth,
+                decoder_num_heads=s.decoder_heads,
+                dropout_rate=s.dropout,
+            )
 
     def mask(self, keys: Keys) -> Mask:
         """The mask of each sample, from its key alone."""

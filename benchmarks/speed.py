@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.reference import PlainMAE, masks_by_loop
-from nemesis.evaluation.cost import by_formula
+from nemesis.evaluation.formula import by_formula
 from nemesis.files import write_text
 from nemesis.models.architecture import OFFICIAL, Architecture
 from nemesis.models.autoencoder import MaskedAutoencoder

@@ -277,7 +277,7 @@ def cost(
     count: Annotated[bool, typer.Option("--count", help="Run PyTorch's and fvcore's counters beside the formula")] = False,
 ) -> None:
     """What the NEMESIS presets cost in multiply–accumulates, beside the paper's figure: a Markdown table."""
-    from nemesis.evaluation.cost import cost_table
+    from nemesis.evaluation.presets import cost_table
     from nemesis.report.tables import load_published
 
     published = {row["model"]: row["gflops"] for row in load_published()["figure5_efficiency"]}

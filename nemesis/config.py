@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_v
 
 from nemesis.datasets import CardDataset, DicomTree, Entry, NnunetFolder, PhantomCohort, ScanFiles
 from nemesis.errors import Fault, NemesisError, did_you_mean
+from nemesis.evaluation.backbones import Network
 from nemesis.finetuning import Finetuning
 from nemesis.section import Different, Positive, Section
 from nemesis.section import key as key
@@ -175,17 +176,30 @@ class Probe(Section):
         return self
 
 
+class Lpips(Section):
+    """Perceptual distance of slices, by the features of a network that was trained on photographs."""
+
+    network: Network = key("alex", "Network whose features are compared: AlexNet, VGG16 or SqueezeNet 1.1")
+    weights: str | None = key(
+        None,
+        "File of its weights as torchvision publishes them (alexnet-owt-7be5be79.pth, vgg16-397923af.pth or "
+        "squeezenet1_1-b8a52dc0.pth); null takes it from torch.hub's cache folder and, where it is not there, leaves LPIPS out",
+        "path",
+    )
+
+
 class Reconstruction(Section):
     """How reconstructions are judged and drawn."""
 
     mask_seed: int = key(0, "Seed of the fixed evaluation masks", ge=0)
     unmasked: bool = key(True, "Reconstruct from the whole input, too, for half of the time; sweep and ablations never do")
-    stitched: list[str] = key(
-        [],
-        "Evaluation cases (dataset/case) to reconstruct as whole stitched volumes; the first also gives the figure. "
-        "An empty list takes the first evaluation case",
+    stitched: Literal["all"] | list[str] = key(
+        "all",
+        "Evaluation cases (dataset/case) to judge as whole stitched volumes, too; the first also gives the figure. An empty list "
+        "takes the first evaluation case, which is all that sweep and ablations do",
         "cases",
     )
+    lpips: Lpips = key(Lpips(), "Perceptual distance of reconstructions")
 
     def volumes(self, pool: Sequence[str]) -> list[str]:
         """The cases (dataset/case) of the evaluation pool to reconstruct as whole volumes; the first gives the figure.
@@ -193,6 +207,8 @@ class Reconstruction(Section):
         Raises:
             NemesisError: cases that the pool does not hold.
         """
+        if self.stitched == "all":
+            return list(pool)
         faults = []
         for name in self.stitched:
             if name not in pool:

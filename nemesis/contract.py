@@ -180,7 +180,8 @@ def bf16_stays_close_to_fp32(method: Method[Any]) -> None:
 @check
 def its_cost_can_be_counted(method: Method[Any]) -> None:
     """PyTorch's counter and fvcore agree on the multiply–accumulates of encoder and pretext."""
-    from nemesis.evaluation.cost import by_fvcore, counted, method_cost
+    from nemesis.evaluation.cost import counted, method_cost
+    from nemesis.evaluation.counters import by_fvcore
 
     one, other = counted(method), method_cost(method, by_fvcore, "cpu")
     for name, first, second in (("encode()", one.encode, other.encode), ("pretext_loss()", one.pretext, other.pretext)):

@@ -31,7 +31,6 @@ from nemesis.config import (
     MIN_PATIENTS_FOR_SELECTION,
     Config,
     Probe,
-    Reconstruction,
     merged,
     without_unknown_keys,
 )
@@ -43,6 +42,7 @@ from nemesis.data.seen import Seen
 from nemesis.data.views import Spacing, view_name
 from nemesis.datasets import CardDataset, Dataset, Entry, FolderDataset, PhantomCohort
 from nemesis.errors import Fault, NemesisError, did_you_mean
+from nemesis.evaluation.backbones import find_weights
 from nemesis.files import digest, file_sha256, write_text, write_text_if_changed
 from nemesis.finetuning import Arm
 from nemesis.method import Method, find
@@ -96,6 +96,7 @@ class Experiment:
     material: Material
     runs: list[Run]
     inputs: Path | None = None  # where the files lie that planning writes; None: among the results
+    lpips: tuple[Path, str] | None = None  # file and sha256 of the weights that LPIPS takes; None: it is not measured
 
     @property
     def folder(self) -> Path:
@@ -242,7 +243,7 @@ class Experiment:
             "label_numbers": {dataset.config.name: dataset.label_numbers for dataset in self.datasets},
             "preparation": config.preparation.model_dump(mode="json"),
             "probe": self._probing(run).model_dump(mode="json", exclude={"bootstrap"}),
-            **({"reconstruction": self._reconstructing(run).model_dump(mode="json")} if reconstructs else {}),
+            **(self._reconstructing(run) if reconstructs else {}),
             **({"pretext": True} if run.trains and run.part == "methods" else {}),
             "version": nemesis.evaluation.VERSION,
         }
@@ -258,10 +259,20 @@ class Experiment:
         scale = (run.identity["superpatch"] / self.config.superpatch) ** 3
         return at_all_labels(probe.model_copy(update={"positive_voxels": int(probe.positive_voxels * scale)}))
 
-    def _reconstructing(self, run: Run) -> Reconstruction:
-        """Cells and variants are compared under their masks; the whole input is for the methods."""
+    def _reconstructing(self, run: Run) -> dict[str, Any]:
+        """Cells and variants are compared under their masks, per superpatch; the whole input and volumes are for the methods.
+
+        LPIPS is named by the weights that were found, wherever the configuration says they lie.
+        """
         settings = self.config.reconstruction
-        return settings if run.part == "methods" else settings.model_copy(update={"unmasked": False})
+        if run.part != "methods":
+            named = [] if settings.stitched == "all" else settings.stitched[:1]
+            settings = settings.model_copy(update={"unmasked": False, "stitched": named})
+        found = {"reconstruction": settings.model_dump(mode="json", exclude={"lpips"})}
+        if self.lpips is not None:
+            path, sha256 = self.lpips
+            found["lpips"] = {"network": settings.lpips.network, "weights": str(path), "sha256": sha256}
+        return found
 
     def search_spec(self) -> dict[str, Any]:
         """What `nemesis sweep search` needs to know: the points, the run that they vary, and how its encoders are judged."""
@@ -383,6 +394,7 @@ class Experiment:
             "pools": {"pretraining": str(self.pretraining_pool), "evaluation": str(self.evaluation_pool)},
             "audit": str(self.audit),
             "transductive": self.shared_patients,
+            "lpips": {"network": self.config.reconstruction.lpips.network, "sha256": self.lpips[1] if self.lpips else None},
             "bootstrap": self.config.probe.bootstrap,
             "seed": self.config.probe.split_seed,
             "runs": [
@@ -492,6 +504,11 @@ def plan(
         partial(_sha256, results / "data"),
         partial(_macs, results / "data"),
     )
+    lpips = None
+    try:
+        lpips = find_weights(config.reconstruction.lpips, material.sha256)
+    except NemesisError as error:
+        faults += error.faults
     try:
         runs = plan_runs(config, material)
     except NemesisError as error:
@@ -508,7 +525,7 @@ def plan(
     pools = inputs / "pools"
     experiment = Experiment(
         config, results, datasets, pretraining, evaluation,
-        pools / f"{material.pool}.json", pools / f"{evaluation_digest}.json", material, runs, inputs,
+        pools / f"{material.pool}.json", pools / f"{evaluation_digest}.json", material, runs, inputs, lpips,
     )  # fmt: skip
     for shard in experiment.shards.values():
         write_manifest(shard.manifest, shard.dataset.config, shard.cases, shard.dataset.label_numbers)
@@ -597,7 +614,8 @@ def _root(config: Config, dataset: Entry) -> Path | None:
 
 def _named(config: Config, dataset: str) -> list[str]:
     """The cases of a dataset that the configuration names, as dataset/case."""
-    lists = (config.pools.evaluation, config.pools.pretraining, config.reconstruction.stitched)
+    stitched = config.reconstruction.stitched
+    lists = (config.pools.evaluation, config.pools.pretraining, [] if stitched == "all" else stitched)
     names = [name for names in lists if isinstance(names, list) for name in names]
     alone = len(config.datasets) == 1  # then a name may stand without its dataset
     return [name.removeprefix(f"{dataset}/") for name in names if name.startswith(f"{dataset}/") or (alone and "/" not in name)]

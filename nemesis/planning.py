@@ -23,6 +23,7 @@ from rich.table import Column, Table
 
 from nemesis import estimate
 from nemesis.errors import Fault, NemesisError
+from nemesis.evaluation.backbones import how_to_get
 from nemesis.experiment import Experiment, PlannedDataset, plan
 from nemesis.files import digest, write_text
 from nemesis.models.architecture import Size
@@ -73,6 +74,8 @@ def print_plan(paths: list[Path], overrides: Mapping[str, Any], cores: int, tflo
     config = experiment.config
     console.print(f"[bold]{config.experiment}[/bold]: {len(experiment.pretraining)} scans for pretraining, "
                   f"{len(experiment.evaluation)} for evaluation, {len(experiment.run_ids)} runs")  # fmt: skip
+    if experiment.lpips is None:
+        console.print(how_to_get(config.reconstruction.lpips.network))
     timings = _read_timings()
     jobs = [job_of(experiment, rule, wildcard, timings) for rule, wildcard in _pending(paths, overrides, cores)]
     if not jobs:
@@ -250,6 +253,8 @@ def _evaluate_key(experiment: Experiment, run_id: str) -> str:
     cost["regularisation"] = len(set(probe["regularisation"]))
     if not spec.get("reconstruction", {}).get("unmasked", True):
         cost["unmasked"] = False
+    if "lpips" in spec:
+        cost["lpips"] = spec["lpips"]["network"]
     pool = [case.dataset for case in experiment.evaluation]
     scans = [[_ingest_key(experiment, d), pool.count(d.config.name)] for d in experiment.datasets if d.config.name in pool]
     return digest([identity["method"], identity["settings"], identity["superpatch"], cost, scans])

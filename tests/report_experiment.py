@@ -114,6 +114,7 @@ def make_experiment(root: Path, datasets: tuple[str, ...] = ("phantom",)) -> dic
         ],
         "audit": str(root / "audit.json"),
         "transductive": 0,
+        "lpips": {"network": "alex", "sha256": None},
         "bootstrap": 300,
         "seed": 0,
         "runs": runs,
@@ -312,40 +313,48 @@ def _each(patient: NDArray[np.str_], easy: NDArray[np.bool_], masks: bool, setti
         measures += [(True, "masked", "psnr", level), (True, "masked", "psnr_visible_mean", level - 3)]
         measures += [(True, "visible", "psnr", level + 2), (True, "whole", "psnr", level + 1.25)]
         measures += [(True, "whole", "ssim", 0.4 + level / 100), (True, None, "effective_mask_ratio", hidden + 0 * level)]
-    parts = [
-        pa.Table.from_pydict(
-            {
-                "dataset": [name.partition("/")[0] for name in patient],
-                "patient": patient.tolist(),
-                "superpatch": range(len(patient)),
-                "easy": easy,
-                "input_masked": [masked] * len(patient),
-                "region": [region] * len(patient),
-                "metric": [metric] * len(patient),
-                "value": value,
-            },
-            schema=RECONSTRUCTIONS,
-        )
-        for masked, region, metric, value in measures
-    ]
+        measures += [(False, "masked", "psnr", level + 0.75), (False, "visible", "psnr", level + 1.5)]
+    scans, first = np.unique(patient, return_index=True)
+    parts = []
+    for masked, region, metric, value in measures:
+        volumes = np.array([value[patient == scan].mean() + 1 for scan in scans])
+        if metric in ("ssim", "effective_mask_ratio"):
+            volumes -= 1
+        scopes = [("superpatch", patient, np.arange(len(patient)), easy, value), ("stitched", scans, first, scans == "", volumes)]
+        for scope, names, rows, nearly_empty, values in scopes:
+            columns = {
+                "dataset": [name.partition("/")[0] for name in names],
+                "patient": names.tolist(),
+                "scope": [scope] * len(names),
+                "superpatch": rows,
+                "easy": nearly_empty,
+                "input_masked": [masked] * len(names),
+                "region": [region] * len(names),
+                "metric": [metric] * len(names),
+                "value": values,
+            }
+            parts.append(pa.Table.from_pydict(columns, schema=RECONSTRUCTIONS))
     return pa.concat_tables(parts).unify_dictionaries().combine_chunks()
 
 
 def _reconstruction_rows(each: pd.DataFrame) -> list[dict[str, Any]]:
-    """The means of the figures of every superpatch; the one stitched volume of each dataset lies 1 above them."""
+    """The means of the figures of every superpatch and of every stitched volume."""
     datasets = sorted(each["dataset"].unique())
     rows = []
     for dataset in [*(["+".join(datasets)] if len(datasets) > 1 else []), *datasets]:
         here = each if "+" in dataset else each[each["dataset"] == dataset]
-        for (masked, metric, region), group in here.groupby(["input_masked", "metric", "region"], dropna=False, observed=True):
-            row = {"dataset": dataset, "input_masked": bool(masked), "metric": metric}
+        for (scope, masked, metric, region), group in here.groupby(
+            ["scope", "input_masked", "metric", "region"], dropna=False, observed=True
+        ):
+            row = {"dataset": dataset, "scope": scope, "input_masked": bool(masked), "metric": metric}
             row["region"] = None if pd.isna(region) else region
             for easy, chosen in (("out", group[~group["easy"]]), ("in", group)):
-                sizes = {"n_patients": chosen["patient"].nunique(), "n_superpatches": len(chosen)}
-                rows.append(row | sizes | {"scope": "superpatch", "easy_negatives": easy, "value": chosen["value"].mean()})
-            if metric in ("psnr", "ssim"):
-                whole = {"scope": "stitched", "easy_negatives": "in", "n_patients": 1}
-                rows.append(row | whole | {"value": group["value"].mean() + 1})
+                sizes = {"n_patients": chosen["patient"].nunique()}
+                if scope == "superpatch":
+                    sizes["n_superpatches"] = len(chosen)
+                elif easy == "out":
+                    continue
+                rows.append(row | sizes | {"easy_negatives": easy, "value": chosen["value"].mean()})
     return rows
 
 

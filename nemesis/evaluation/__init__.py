@@ -1,3 +1,3 @@
 """Judging a frozen network: features, probes, reconstructions, and the statistics of what they measure."""
 
-VERSION = 4  # raised whenever the numbers of this stage change
+VERSION = 5  # raised whenever the numbers of this stage change

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nemesis.evaluation.cost import BATCH, FLOP_PER_MAC, PASSES_PER_STEP, MethodCost, by_torch
+from nemesis.evaluation.cost import BATCH, FLOP_PER_MAC, PASSES_PER_STEP, MethodCost
+from nemesis.evaluation.counters import by_torch
 from nemesis.finetuning import Arm
 from nemesis.method import Method
 

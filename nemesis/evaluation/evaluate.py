@@ -21,12 +21,14 @@ from nemesis.data.samples import Labelling
 from nemesis.data.scans import Scans
 from nemesis.data.superpatches import evaluation_superpatches
 from nemesis.errors import Fault, NemesisError
-from nemesis.evaluation.cost import counted
+from nemesis.evaluation.cost import cost_rows
 from nemesis.evaluation.features import ENCODING, features
+from nemesis.evaluation.lpips import Lpips
 from nemesis.evaluation.pretext import SEED, pretext_rows
 from nemesis.evaluation.probe import probe
 from nemesis.evaluation.reconstruction import no_reconstructions, reconstruct
 from nemesis.evaluation.rows import write_rows
+from nemesis.evaluation.similarity import Perceptual
 from nemesis.files import digest, file_sha256, write_bytes, write_npz, write_parquet, write_text
 from nemesis.method import Method, create
 from nemesis.models.checkpoint import load_weights
@@ -64,6 +66,7 @@ def evaluate(spec: Mapping[str, Any], device: str = "auto") -> None:
             evaluation), ``index`` and, of a method with a voxel size of its own, ``view`` (paths); ``organs`` (names);
             ``label_numbers`` (dataset → organ → number);
             ``preparation``, ``probe`` and, if its reconstructions are judged, ``reconstruction`` (sections of the configuration);
+            with ``lpips`` (``network``, ``weights`` and ``sha256``), if LPIPS is measured;
             ``pretext`` (true), if what its pretext asks for is measured on the evaluation pool, too;
             ``out`` (folder); ``features`` (folder of the cached features).
         device: auto (a GPU where there is one), cpu or cuda.
@@ -87,8 +90,9 @@ def evaluate(spec: Mapping[str, Any], device: str = "auto") -> None:
             start = time.perf_counter()
             settings = Reconstruction.model_validate(spec["reconstruction"])
             found, reconstructions, material = reconstruct(
-                method, bench.network, bench.scans, bench.table, method.superpatch, settings, place, bench.precision
-            )
+                method, bench.network, bench.scans, bench.table, method.superpatch, settings, place, bench.precision,
+                _perceptual(spec["lpips"], place) if "lpips" in spec else None,
+            )  # fmt: skip
             rows += found
             timing["reconstruction_seconds"] = time.perf_counter() - start
         if "pretext" in spec:
@@ -96,7 +100,7 @@ def evaluate(spec: Mapping[str, Any], device: str = "auto") -> None:
             rows += _pretext_rows(spec, bench)
             timing["pretext_seconds"] = time.perf_counter() - start
         timing["device"] = torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu"
-    rows += _cost_rows(method)
+    rows += cost_rows(method)
     write_npz(out / "reconstruction.npz", material)
     write_parquet(out / "reconstructions.parquet", reconstructions)
     write_parquet(out / "predictions.parquet", predictions)
@@ -148,6 +152,18 @@ def _bench(spec: Mapping[str, Any], device: str, weights: Mapping[str, Tensor] |
         yield _Bench(method, network.to(place).eval(), scans, view, table, probing, place, precision)
 
 
+def _perceptual(told: Mapping[str, Any], device: torch.device) -> Perceptual:
+    """LPIPS by the weights that were planned with.
+
+    Raises:
+        NemesisError: they are not there any more, or another file is.
+    """
+    path = Path(told["weights"])
+    if not path.is_file() or file_sha256(path) != told["sha256"]:
+        raise NemesisError(Fault(str(path), "is not the file that this was planned with", "Put it back, or plan again."))
+    return Lpips(told["network"]).load(path).to(device).of_volumes
+
+
 def _pretext_rows(spec: Mapping[str, Any], bench: _Bench) -> list[dict[str, Any]]:
     """See :mod:`nemesis.evaluation.pretext`."""
     identity, method, scans = spec["identity"], bench.method, bench.view or bench.scans
@@ -157,19 +173,6 @@ def _pretext_rows(spec: Mapping[str, Any], bench: _Bench) -> list[dict[str, Any]
     untrained = method.build().to(bench.device).eval()
     batch_size = identity["pretraining"]["batch_size"]
     return pretext_rows(method, bench.network, untrained, samples, batch_size, bench.device, bench.precision)
-
-
-def _cost_rows(method: Method[Any]) -> list[dict[str, Any]]:
-    """Parameters of the whole network, multiply–accumulates of one superpatch to its vector and of one sample through the
-    pretext, and the voxels of a scan that a sample shows."""
-    cost = counted(method)
-    figures = {"encode_macs": ("MAC", cost.encode), "pretext_macs": ("MAC", cost.pretext)}
-    figures["parameters"] = ("parameters", cost.parameters)
-    if method.card.pretext:
-        figures["sample_voxels"] = ("voxels", method.draw().voxels)
-    return [
-        {"metric": metric, "unit": unit, "value": float(value)} for metric, (unit, value) in figures.items() if value is not None
-    ]
 
 
 def _cached_features(spec: Mapping[str, Any], bench: _Bench, timing: dict[str, float | str]) -> NDArray[np.float32]:

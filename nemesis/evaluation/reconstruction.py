@@ -1,13 +1,12 @@
-"""How well a network reconstructs what it was not shown: PSNR and SSIM, per superpatch and on the stitched volume.
+"""How well a network reconstructs what it was not shown: PSNR, SSIM and LPIPS, per superpatch and on stitched volumes.
 
-The input lies in [0, 1], so the data range is 1 everywhere; predictions are taken as the network says them, unclipped.
-Padding beyond a scan's far ends never counts. *Pasted* is the prediction where the input was hidden and the input
-itself where it was seen: region ``whole`` under a mask. From an unmasked input, ``whole`` is the prediction everywhere.
+Padding beyond a scan's far ends never counts. What is measured of a volume, and where, says
+:func:`nemesis.evaluation.similarity.measure`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from nemesis.evaluation.features import batches
 from nemesis.evaluation.progress import progress
+from nemesis.evaluation.similarity import Measure, Perceptual, measure
 from nemesis.method import Method
 from nemesis.models.keyed import Keys
 from nemesis.training.device import Precision, arithmetic
@@ -28,18 +28,13 @@ if TYPE_CHECKING:
     from nemesis.config import Reconstruction
     from nemesis.data.scans import Scans
 
-SSIM_SIGMA, SSIM_RADIUS = 1.5, 5
-SSIM_SLAB_VOXELS = 2**22  # a stitched volume is taken in slabs of about this size
-SMALLEST_MSE = 1e-10
-
-Measure = tuple[bool, str | None, str]  # input masked, region, metric
-
 RECONSTRUCTIONS = pa.schema(
     [
         ("dataset", pa.dictionary(pa.int32(), pa.string())),
         ("patient", pa.dictionary(pa.int32(), pa.string())),  # dataset/patient
-        ("superpatch", pa.int32()),  # row of the superpatch table
-        ("easy", pa.bool_()),
+        ("scope", pa.dictionary(pa.int8(), pa.string())),  # superpatch, stitched
+        ("superpatch", pa.int32()),  # row of the superpatch table; of a stitched volume that of its first superpatch
+        ("easy", pa.bool_()),  # of a stitched volume False: it holds its empty superpatches, too
         ("input_masked", pa.bool_()),
         ("region", pa.dictionary(pa.int8(), pa.string())),
         ("metric", pa.dictionary(pa.int8(), pa.string())),
@@ -48,92 +43,32 @@ RECONSTRUCTIONS = pa.schema(
 )
 
 
-def psnr(prediction: Tensor, target: Tensor) -> float:
-    """−10 log₁₀ of the mean squared error, in dB (data range 1, at most 100); NaN where there are no voxels."""
-    if not target.numel():
-        return float("nan")
-    error = (prediction.double() - target.double()).square().mean().item()
-    return float(-10 * np.log10(max(error, SMALLEST_MSE)))
-
-
-def ssim(prediction: Tensor, target: Tensor) -> float:
-    """Mean structural similarity of two volumes (D, H, W) (Wang et al., IEEE TIP 2004), as scikit-image defines it.
-
-    3D Gaussian window of 11 voxels (σ 1.5), data range 1, K₁ 0.01, K₂ 0.03, population covariance, windows wholly
-    inside the volume. Three passes along the axes are twenty times faster than torchmetrics' 11³ kernel.
-
-    Returns:
-        NaN where the volume is smaller than the window.
-    """
-    width = 2 * SSIM_RADIUS + 1
-    depth, height, width_w = target.shape
-    if min(depth, height, width_w) < width:
-        return float("nan")
-    slab = max(1, SSIM_SLAB_VOXELS // (height * width_w))
-    total, count = 0.0, 0
-    for first in range(0, depth - width + 1, slab):
-        window = slice(first, first + slab + width - 1)
-        similarity = _ssim_map(prediction[window], target[window])
-        total += similarity.double().sum().item()
-        count += similarity.numel()
-    return total / count
-
-
-def _ssim_map(a: Tensor, b: Tensor) -> Tensor:
-    offsets = torch.arange(-SSIM_RADIUS, SSIM_RADIUS + 1, dtype=torch.float64)
-    taps = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
-    taps = taps / taps.sum()
-    moments = torch.stack([a, b, a * a, b * b, a * b])
-    for axis in (1, 2, 3):
-        n = moments.shape[axis] - 2 * SSIM_RADIUS
-        filtered = torch.zeros_like(moments.narrow(axis, 0, n))
-        for shift, tap in enumerate(taps.tolist()):
-            filtered.add_(moments.narrow(axis, shift, n), alpha=tap)
-        moments = filtered
-    mean_a, mean_b, aa, bb, ab = moments
-    c1, c2 = 0.01**2, 0.03**2
-    covariance, variances = ab - mean_a * mean_b, aa - mean_a**2 + bb - mean_b**2
-    similarity: Tensor = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-    similarity = similarity / ((mean_a**2 + mean_b**2 + c1) * (variances + c2))
-    return similarity
-
-
-def measure(truth: Tensor, hidden: Tensor, predicted: Tensor, unmasked: Tensor | None) -> dict[Measure, float]:
-    """All figures of one volume, each tensor (D, H, W).
-
-    ``masked`` is NaN where nothing or everything is hidden: filling with the mean of the visible voxels, which stands
-    beside it, needs both. ``whole`` under a mask is NaN where nothing is hidden, for the input would be compared with
-    itself.
-
-    Args:
-        truth: the input.
-        hidden: True where the network did not see it.
-        predicted: what it then said.
-        unmasked: what it says when it sees everything; None where that is not asked for.
-    """
-    pasted, some = torch.where(hidden, predicted, truth), bool(hidden.any())
-    found: dict[Measure, float] = {
-        (True, "masked", "psnr"): float("nan") if hidden.all() else psnr(predicted[hidden], truth[hidden]),
-        (True, "visible", "psnr"): psnr(predicted[~hidden], truth[~hidden]),
-        (True, "whole", "psnr"): psnr(pasted, truth) if some else float("nan"),
-        (True, "whole", "ssim"): ssim(pasted, truth) if some else float("nan"),
-    }
-    if unmasked is not None:
-        found |= {(False, "whole", "psnr"): psnr(unmasked, truth), (False, "whole", "ssim"): ssim(unmasked, truth)}
-    return found
-
-
 class Stitched:
-    """A scan put together from its superpatches: the four tensors of :func:`measure`, each (D, H, W) on the CPU."""
+    """A scan put together from its superpatches: the five tensors of :func:`measure`, each (D, H, W) on the CPU."""
 
-    def __init__(self, shape: Sequence[int]) -> None:
-        self.truth, self.predicted, self.unmasked = (torch.zeros(tuple(shape)) for _ in range(3))
+    def __init__(self, shape: Sequence[int], superpatches: int) -> None:
+        self.truth, self.predicted, self.filled, self.unmasked = (torch.zeros(tuple(shape)) for _ in range(4))
         self.hidden = torch.zeros(tuple(shape), dtype=torch.bool)
+        self.missing = superpatches
 
-    def put(self, start: Sequence[int], truth: Tensor, hidden: Tensor, predicted: Tensor, unmasked: Tensor) -> None:
-        """Put the part of a superpatch that lies inside the scan at its place."""
-        box = tuple(slice(s, s + n) for s, n in zip(start, truth.shape, strict=True))
-        self.truth[box], self.hidden[box], self.predicted[box], self.unmasked[box] = truth, hidden, predicted, unmasked
+    def put(self, start: Sequence[int], parts: Mapping[str, Tensor]) -> None:
+        """Put the part of a superpatch that lies inside the scan at its place; ``parts`` are named as the tensors are."""
+        box = tuple(slice(s, s + n) for s, n in zip(start, parts["truth"].shape, strict=True))
+        for name, part in parts.items():
+            getattr(self, name)[box] = part
+        self.missing -= 1
+
+    def measure(self, unmasked: bool, lpips: Perceptual | None) -> dict[Measure, float]:
+        """See :func:`nemesis.evaluation.similarity.measure`; a superpatch that is wholly hidden is filled with the mean of the
+        scan's visible voxels."""
+        filled = torch.where(self.filled.isnan(), self.truth[~self.hidden].mean(), self.filled)
+        return measure(self.truth, self.hidden, self.predicted, filled, self.unmasked if unmasked else None, lpips)
+
+    def material(self, hides: bool, spacing: Sequence[float]) -> dict[str, NDArray[Any]]:
+        """What the figure is drawn from: see :func:`reconstruct`."""
+        pasted = torch.where(self.hidden, self.predicted, self.truth) if hides else self.unmasked
+        volumes = {"input": _bytes(self.truth), "reconstruction": _bytes(pasted), "hidden": self.hidden.numpy()}
+        return volumes | {"spacing": np.asarray(spacing, np.float64)}
 
 
 @torch.no_grad()
@@ -146,18 +81,22 @@ def reconstruct(
     settings: Reconstruction,
     device: torch.device,
     precision: Precision = "32-true",
+    lpips: Perceptual | None = None,
 ) -> tuple[list[dict[str, Any]], pa.Table, dict[str, NDArray[Any]]]:
     """Reconstruct every superpatch of ``table``, once under its fixed mask and once from the whole input.
 
     A superpatch's mask depends on ``settings.mask_seed`` and its row in ``table``. Of a method that hides nothing, only
     the figures of unmasked input exist; of one that hides, they do where ``settings.unmasked`` asks for them.
 
+    Args:
+        lpips: see :mod:`nemesis.evaluation.lpips`; None where its weights are not there.
+
     Returns:
-        Rows (:mod:`nemesis.evaluation.rows`): psnr and ssim by region, psnr_visible_mean (hidden voxels filled with the
-        mean of their superpatch's visible ones; over the very superpatches that the psnr of region masked is over) and
-        effective_mask_ratio, per superpatch with easy negatives out and in, each with the number of superpatches that
-        its mean is over; psnr and ssim of the stitched volumes.
-        The figures of every superpatch by itself (:data:`RECONSTRUCTIONS`), which intervals are made from.
+        Rows (:mod:`nemesis.evaluation.rows`): what :func:`measure` finds, as means over superpatches, with easy negatives out
+        and in, each with the number of superpatches that it is over, and as means over the stitched volumes. The
+        psnr_visible_mean (hidden voxels filled with the mean of their superpatch's visible ones) is over the very superpatches
+        that the psnr of region masked is over.
+        The figures of every superpatch and stitched volume by itself (:data:`RECONSTRUCTIONS`), which intervals are made from.
         The figure's material: ``input`` and ``reconstruction`` (pasted; of a method that hides nothing its prediction)
         as uint8 with 255 at the window's upper end, ``hidden`` as bool, each the first stitched volume (D, H, W), and
         ``spacing`` (3,) in mm.
@@ -166,11 +105,15 @@ def reconstruct(
         NemesisError: ``settings.stitched`` names a case that is not in the evaluation pool.
     """
     names = [f"{case.dataset}/{case.case}" for case in scans.cases]
-    volumes = {name: Stitched(scans.hu(names.index(name)).shape) for name in settings.volumes(names)}
+    wanted = settings.volumes(names)
+    volumes: dict[int, Stitched] = {}  # of the scans whose superpatches are being reconstructed
     values: dict[Measure, NDArray[np.float64]] = {}
+    whole: dict[Measure, NDArray[np.float64]] = {}  # of stitched volumes, in the row of their first superpatch
+    material: dict[str, NDArray[Any]] = {}
     scan, starts, extents = (
         table[columns].to_numpy() for columns in ("scan", ["start_d", "start_h", "start_w"], ["valid_d", "valid_h", "valid_w"])
     )
+    counts = np.bincount(scan)
     hides, both = False, True  # known from the first batch on
     for places, batch in batches(scans, table, edge):
         voxels = batch.to(device)
@@ -183,28 +126,32 @@ def reconstruct(
             d, h, w = extents[place].tolist()
             inside = np.s_[number, 0, :d, :h, :w]
             truth, hidden = voxels[inside], masked.hidden[inside]
-            predicted, whole = masked.prediction[inside].float(), unmasked.prediction[inside].float()
-            found = measure(truth, hidden, predicted, whole if both else None)
-            filled = truth[~hidden].mean().expand(int(hidden.sum()))  # NaN where nothing is visible, and so its PSNR
-            found[True, "masked", "psnr_visible_mean"] = psnr(filled, truth[hidden])
-            found[True, None, "effective_mask_ratio"] = masked.hidden[number].float().mean().item()
-            for name, value in found.items():
-                values.setdefault(name, np.full(len(table), np.nan))[place] = value
-            if names[scan[place]] in volumes:
-                volumes[names[scan[place]]].put(starts[place].tolist(), truth, hidden, predicted, whole)
+            parts = {"truth": truth, "hidden": hidden, "predicted": masked.prediction[inside].float()}
+            parts |= {"filled": truth[~hidden].mean().expand(d, h, w), "unmasked": unmasked.prediction[inside].float()}
+            found = measure(**(parts if both else parts | {"unmasked": None}), lpips=lpips)
+            found[True, None, "effective_mask_ratio"] = masked.hidden[number].float().mean().item()  # padding included
+            _note(values, found, place, len(table))
+            if names[here := int(scan[place])] in wanted:
+                if here not in volumes:
+                    volumes[here] = Stitched(scans.hu(here).shape, counts[here])
+                volume = volumes[here]
+                volume.put(starts[place].tolist(), parts)
+                if not volume.missing:
+                    first = int(np.flatnonzero(scan == here)[0])
+                    _note(whole, volume.measure(both, lpips), first, len(table))
+                    if names[here] == wanted[0]:
+                        material = volume.material(hides, scans.row(here)["spacing"])
+                    del volumes[here]
             progress("reconstructions", int(place) + 1, len(table))
-    stitched = {name: measure(v.truth, v.hidden, v.predicted, v.unmasked if both else None) for name, v in volumes.items()}
-    rows = [*_superpatch_rows(values, table), *_stitched_rows(stitched)]
-    case, volume = next(iter(volumes.items()))
-    pasted = torch.where(volume.hidden, volume.predicted, volume.truth) if hides else volume.unmasked
-    material = {
-        "input": _bytes(volume.truth),
-        "reconstruction": _bytes(pasted),
-        "hidden": volume.hidden.numpy(),
-        "spacing": np.asarray(scans.row(names.index(case))["spacing"], np.float64),
-    }
-    values = {measured: value for measured, value in values.items() if hides or not measured[0]}
-    return [row for row in rows if hides or not row["input_masked"]], _each(values, table), material
+    if not hides:
+        values, whole = ({name: of_name for name, of_name in every.items() if not name[0]} for every in (values, whole))
+    rows = [*_rows(values, table, "superpatch"), *_rows(whole, table, "stitched")]
+    return rows, pa.concat_tables([*_each(values, table, "superpatch"), *_each(whole, table, "stitched")]), material
+
+
+def _note(values: dict[Measure, NDArray[np.float64]], found: Mapping[Measure, float], place: int, n: int) -> None:
+    for name, value in found.items():
+        values.setdefault(name, np.full(n, np.nan))[place] = value
 
 
 def no_reconstructions() -> pa.Table:
@@ -212,52 +159,42 @@ def no_reconstructions() -> pa.Table:
     return RECONSTRUCTIONS.empty_table()
 
 
-def _each(values: dict[Measure, NDArray[np.float64]], table: pd.DataFrame) -> pa.Table:
+def _each(values: Mapping[Measure, NDArray[np.float64]], table: pd.DataFrame, scope: str) -> Iterator[pa.Table]:
     dataset, patient, easy = table["dataset"].to_numpy(object), _patients(table), table["easy"].to_numpy(bool)
-    parts = []
     for (input_masked, region, metric), value in values.items():
         (rows,) = np.nonzero(np.isfinite(value))
         columns = {
             "dataset": dataset[rows],
             "patient": patient[rows],
+            "scope": [scope] * len(rows),
             "superpatch": rows.astype(np.int32),
-            "easy": easy[rows],
+            "easy": easy[rows] & (scope == "superpatch"),
             "input_masked": np.full(len(rows), input_masked),
             "region": [region] * len(rows),
             "metric": [metric] * len(rows),
             "value": value[rows],
         }
-        parts.append(pa.table({name: pa.array(column, RECONSTRUCTIONS.field(name).type) for name, column in columns.items()}))
-    return pa.concat_tables(parts).unify_dictionaries().combine_chunks()
+        yield pa.table({name: pa.array(column, RECONSTRUCTIONS.field(name).type) for name, column in columns.items()})
 
 
 def _patients(table: pd.DataFrame) -> NDArray[np.object_]:
     return np.asarray(table["dataset"].to_numpy(object) + "/" + table["patient"].to_numpy(object))
 
 
-def _superpatch_rows(values: dict[Measure, NDArray[np.float64]], table: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    dataset = table["dataset"].to_numpy(object)
-    patient = _patients(table)
-    easy = table["easy"].to_numpy(bool)
+def _rows(values: Mapping[Measure, NDArray[np.float64]], table: pd.DataFrame, scope: str) -> Iterator[dict[str, Any]]:
+    dataset, patient, easy = table["dataset"].to_numpy(object), _patients(table), table["easy"].to_numpy(bool)
+    counted = {"out": ~easy, "in": np.ones(len(table), bool)}
+    if scope == "stitched":  # a stitched volume holds its empty superpatches, too
+        counted.pop("out")
     for measured, value in values.items():
         for name, here in _datasets(dataset):
-            for easy_negatives, counted in (("out", here & ~easy), ("in", here)):
-                rows = counted & np.isfinite(value)
+            for easy_negatives, those in counted.items():
+                rows = here & those & np.isfinite(value)
                 if rows.any():
-                    sizes = {"n_patients": len(set(patient[rows])), "n_superpatches": int(rows.sum())}
-                    place = {"dataset": name, "scope": "superpatch", "easy_negatives": easy_negatives}
+                    place = {"dataset": name, "scope": scope, "easy_negatives": easy_negatives}
+                    sizes = {"n_patients": len(set(patient[rows]))}
+                    sizes |= {"n_superpatches": int(rows.sum())} if scope == "superpatch" else {}
                     yield _row(measured, float(value[rows].mean())) | place | sizes
-
-
-def _stitched_rows(stitched: dict[str, dict[Measure, float]]) -> Iterator[dict[str, Any]]:
-    dataset = np.array([name.partition("/")[0] for name in stitched], object)
-    for measured in next(iter(stitched.values())):
-        value = np.array([figures[measured] for figures in stitched.values()])
-        for name, here in _datasets(dataset):
-            rows = here & np.isfinite(value)
-            if rows.any():  # a stitched volume holds its empty superpatches, too
-                place = {"dataset": name, "scope": "stitched", "easy_negatives": "in", "n_patients": int(rows.sum())}
-                yield _row(measured, float(value[rows].mean())) | place
 
 
 def _datasets(dataset: NDArray[np.object_]) -> list[tuple[str, NDArray[np.bool_]]]:

@@ -52,8 +52,8 @@ def collect(spec: Mapping[str, Any], out: Path) -> None:
             → version); ``datasets`` (names of the evaluated datasets); ``data``: a list of mappings with ``dataset``, ``pool``,
             ``patients``, ``scans`` (numbers) and ``kinds`` (of labels → number of scans); ``pools`` (``pretraining`` and
             ``evaluation``: a file each); ``audit`` (file); ``transductive`` (number of evaluation patients that were pretrained
-            on, too); ``bootstrap`` (resamples); ``seed`` (of the bootstrap); of an adaptive sweep ``search``, the folder of its
-            trials and its best run.
+            on, too); ``lpips`` (``network``, and the ``sha256`` of its weights, or None: it is not measured); ``bootstrap``
+            (resamples); ``seed`` (of the bootstrap); of an adaptive sweep ``search``, the folder of its trials and its best run.
 
     Raises:
         NemesisError: files that are missing, all at once.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".csv", ".md", ".tex", ".html")
 MISSING = "–"
 INTERVAL = " [95 % CI]"  # ends the name of a column whose figures may have one
+SHORTEST_HEAD = 8  # characters; names of columns break into lines no shorter than this
+UPRIGHT = 110  # characters across; a wider table would be too small to read on an upright page
 WRAPPED, WRAPPED_SIGNS = "6cm", 36  # of a column of sentences in LaTeX, before the whole is made to fit
 PAGE = 40  # lines of a table on one page in LaTeX
 _LATEX = {
@@ -78,22 +81,32 @@ class Table:
         return "\n".join([f"### {self.title}", "", self.caption, "", *lines, "", *(f"- {n}" for n in self.notes)]) + "\n"
 
     def latex(self) -> str:
-        """A float that needs booktabs and graphicx, or several that fit their pages; in ASCII alone, so that every engine sets
-        it."""
+        """A float that needs booktabs, graphicx and rotating, or several that fit their pages; in ASCII alone, so that every
+        engine sets it.
+
+        No table runs over its page: a wide one stands in landscape, and what is wider still is scaled down to the line.
+        """
         if len(parts := self._pages()) > 1:
             return "\n".join(part.latex() for part in parts)
-        kinds = ["l" if place < self.text_columns else "r" for place in range(len(self.columns))]
-        layout = "".join(rf"p{{{WRAPPED}}}" if place in self.wraps else kind for place, kind in enumerate(kinds))
+        rooms = [max([SHORTEST_HEAD, *(len(row[place]) for row in self.rows)]) for place in range(len(self.columns))]
+        rooms = [min(room, WRAPPED_SIGNS) if place in self.wraps else room for place, room in enumerate(rooms)]
+        heads = [_wrapped(name, room) for name, room in zip(self.heads, rooms, strict=True)]
+        width = sum(2 + max(room, *map(len, lines)) for room, lines in zip(rooms, heads, strict=True))
+        float_ = "sidewaystable*" if width > UPRIGHT else "table*"
+        sides = ["l" if place < self.text_columns else "r" for place in range(len(self.columns))]
+        layout = "".join(rf"p{{{WRAPPED}}}" if place in self.wraps else side for place, side in enumerate(sides))
         lines = [
-            r"\begin{table*}[t]", r"\centering", rf"\caption{{{_latex(f'{self.title}. {self.caption}'.strip())}}}",
+            rf"\begin{{{float_}}}" + "[t]" * (width <= UPRIGHT), r"\centering",
+            rf"\caption{{{_latex(f'{self.title}. {self.caption}'.strip())}}}",
             rf"\label{{tab:{self.name.replace('_', '-')}}}",
-            r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
-            rf"\begin{{tabular}}{{{layout}}}", r"\toprule", _latex_row(self.heads), r"\midrule",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"\begin{{tabular}}{{{layout}}}", r"\toprule",
+            " & ".join(map(_latex_head, heads, sides)) + r" \\", r"\midrule",
         ]  # fmt: skip
         lines += map(_latex_row, self.rows)
-        lines += [r"\bottomrule", r"\end{tabular}}", r"\par\medskip", r"\begin{minipage}{\textwidth}\footnotesize"]
+        lines += [r"\bottomrule", r"\end{tabular}}", r"\par\medskip", r"\begin{minipage}{\linewidth}\footnotesize"]
         lines += [_latex(note) + r"\par" for note in self.notes]
-        return "\n".join([*lines, r"\end{minipage}", r"\end{table*}"]) + "\n"
+        return "\n".join([*lines, r"\end{minipage}", rf"\end{{{float_}}}"]) + "\n"
 
     def _pages(self) -> list[Table]:
         """As many tables as the rows take pages; the notes stand under the last."""
@@ -165,6 +178,20 @@ def _field(value: Any) -> str:
         return f"{value:.10g}"
     text = str(value)
     return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\n') else text
+
+
+def _wrapped(name: str, room: int) -> list[str]:
+    """The lines of a column's name, which is not to make the column wider than its figures do."""
+    interval = INTERVAL.strip()
+    whole = interval.replace(" ", "\u00a0")  # which does not break
+    lines = textwrap.wrap(name.replace(interval, whole), room, break_long_words=False, break_on_hyphens=False)
+    return [line.replace(whole, interval) for line in lines] or [name]
+
+
+def _latex_head(lines: Sequence[str], side: str) -> str:
+    if len(lines) == 1:
+        return "{}" + _latex(lines[0])
+    return rf"\shortstack[{side}]{{" + r" \\ ".join("{}" + _latex(line) for line in lines) + "}"
 
 
 def _latex_row(cells: Sequence[str]) -> str:

@@ -408,6 +408,6 @@ def point(trial: Trial | FrozenTrial) -> tuple[int, float]:
 
 def _digest(spec: Mapping[str, Any]) -> str:
     """Names what proposals and scores depend on; how many trials there are to be may change on the way."""
-    judged = {name: value for name, value in spec["evaluate"].items() if name not in ("index", "reconstruction", "view")}
+    judged = {name: value for name, value in spec["evaluate"].items() if name not in ("index", "lpips", "reconstruction", "view")}
     search = {name: value for name, value in spec["search"].items() if name != "trials"}
     return digest([spec["embed_dims"], spec["mask_ratios"], search, spec["template"], judged, spec["version"]])

@@ -38,7 +38,8 @@ from nemesis.data.superpatches import draw_crop, evaluation_superpatches
 from nemesis.datasets import ScanFiles
 from nemesis.evaluation.features import features
 from nemesis.evaluation.probe import probe
-from nemesis.evaluation.reconstruction import psnr, reconstruct, ssim
+from nemesis.evaluation.reconstruction import reconstruct
+from nemesis.evaluation.similarity import psnr, ssim
 from nemesis.method import Batch, _registry, create, methods, register
 from nemesis.method import Reconstruction as Reconstructed
 from nemesis.models.keyed import Keys

@@ -12,18 +12,11 @@ from typer.testing import CliRunner
 
 from nemesis.cli import app
 from nemesis.contract import small_method
-from nemesis.evaluation.cost import (
-    CONFIGURATIONS,
-    MAIN,
-    by_formula,
-    by_fvcore,
-    by_torch,
-    cost_table,
-    method_cost,
-    superpatches,
-)
-from nemesis.evaluation.evaluate import _cost_rows
-from nemesis.method import create
+from nemesis.evaluation.cost import cost_rows, method_cost, superpatches
+from nemesis.evaluation.counters import by_fvcore, by_torch
+from nemesis.evaluation.formula import by_formula
+from nemesis.evaluation.presets import CONFIGURATIONS, MAIN, cost_table
+from nemesis.method import create, methods
 from nemesis.models.architecture import OFFICIAL, Architecture
 from nemesis.models.autoencoder import MaskedAutoencoder
 from nemesis.models.masking import Masking, draw_mask, nothing_masked
@@ -203,10 +196,12 @@ def test_a_method_that_reads_numbers_on_its_way_is_counted_on_the_cpu(read):
     reading = Reading(plain.settings, plain.superpatch)
     with pytest.raises((RuntimeError, TypeError)):
         method_cost(reading)
-    rows = _cost_rows(reading)
-    assert rows == _cost_rows(plain)
+    rows = cost_rows(reading)
+    assert rows == cost_rows(plain)
     assert [(row["metric"], row["unit"]) for row in rows] == [
-        ("encode_macs", "MAC"), ("pretext_macs", "MAC"), ("parameters", "parameters"), ("sample_voxels", "voxels"),
+        ("encode_macs", "MAC"), ("reconstruct_macs", "MAC"), ("pretext_macs", "MAC"), ("encode_macs_fvcore", "MAC"),
+        ("reconstruct_macs_fvcore", "MAC"), ("encode_macs_formula", "MAC"), ("reconstruct_macs_formula", "MAC"),
+        ("parameters", "parameters"), ("encoder_parameters", "parameters"), ("sample_voxels", "voxels"),
     ]  # fmt: skip
     assert all(row["value"] > 0 for row in rows)
 
@@ -217,7 +212,51 @@ def test_a_method_that_learns_from_labels_is_counted_without_them_too():
     labelled = create("suprem", settings | {"classes": ("liver",)}, 16)
     assert method_cost(unlabelled).pretext is None and method_cost(labelled).pretext > 0
     assert method_cost(unlabelled).encode == method_cost(labelled).encode
-    assert "pretext_macs" not in {row["metric"] for row in _cost_rows(unlabelled)}
+    assert "pretext_macs" not in {row["metric"] for row in cost_rows(unlabelled)}
+
+
+@pytest.mark.parametrize("name", sorted(methods()))
+def test_every_method_is_counted_alike_by_pytorch_fvcore_and_where_there_is_one_the_formula(name):
+    method = small_method(name)
+    found = {row["metric"]: row["value"] for row in cost_rows(method)}
+    for part in ("encode_macs", "reconstruct_macs"):
+        assert (part in found) == (part == "encode_macs" or method.card.reconstructs)
+        if part in found:
+            assert found[f"{part}_fvcore"] == pytest.approx(found[part], rel=0.02)
+        if name in ("nemesis", "maesil", "random_vit") and part in found:
+            assert found[f"{part}_formula"] == found[f"{part}_fvcore"] == found[part]
+    assert found["encode_macs"] < found.get("reconstruct_macs", math.inf)
+
+
+def test_the_encoder_of_the_released_size_costs_what_was_counted_by_hand():
+    cost = method_cost(create("nemesis", {"preset": "official", "embed_dim": 768, "patch": 16}, 128))
+    assert cost.reconstruct / 1e9 == pytest.approx(33.5, rel=0.01)
+    assert cost.encode / 1e9 == pytest.approx(22.1, rel=0.01)
+
+
+def test_parameters_of_the_encoder_are_those_that_its_vector_depends_on():
+    method = small_method("nemesis")
+    network = method.build()
+    cost = method_cost(method)
+    assert cost.encoder_parameters == sum(p.numel() for p in network.encoder.parameters())
+    assert cost.parameters == sum(p.numel() for p in network.parameters())
+    alone = method_cost(small_method("resnet3d"))
+    assert alone.encoder_parameters == alone.parameters
+
+
+def test_a_plain_transformer_costs_what_the_formula_says_of_one_stream_over_all_tokens():
+    method = small_method("plain_mae")
+    s, edge, patch = method.settings, method.superpatch, method.patch
+    n, width, narrow = (edge // patch) ** 3 + 1, s.embed_dim, s.decoder_dim  # with the class token
+
+    def blocks(depth, width, ffn):
+        return depth * n * (4 * width**2 + 2 * n * width + 2 * width * ffn)
+
+    encoder = (n - 1) * patch**3 * width + blocks(s.depth, width, s.ffn_dim or 4 * width)
+    decoder = n * width * narrow + blocks(s.decoder_depth, narrow, s.ffn_dim or 4 * narrow) + n * narrow * patch**3
+    cost = method_cost(method)
+    assert cost.encode == encoder
+    assert cost.reconstruct == pytest.approx(encoder + decoder, rel=0.01)
 
 
 def test_superpatches_cover_a_volume():
@@ -250,7 +289,7 @@ def test_the_counters_stand_beside_the_formula():
 
 def test_the_formula_needs_neither_torch_nor_fvcore():
     code = (
-        "import sys; from nemesis.evaluation.cost import by_formula; from nemesis.models.architecture import Architecture\n"
+        "import sys; from nemesis.evaluation.formula import by_formula; from nemesis.models.architecture import Architecture\n"
         "by_formula(Architecture((128,) * 3, (16,) * 3)); assert not {'torch', 'fvcore'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

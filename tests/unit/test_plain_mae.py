@@ -1,6 +1,7 @@
 """Plain MAE: MONAI's network under keyed masks."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -110,3 +111,9 @@ def test_the_vector_is_the_mean_over_all_tokens_but_the_class_token(method, netw
         tokens = network.tokens(voxels(), keep)
         assert tokens.shape == (2, 65, 48)
         assert torch.allclose(method.encode(network, voxels()), tokens[:, 1:].mean(1), atol=1e-6)
+
+
+def test_building_silences_no_warning_of_others(method):
+    before = list(warnings.filters)
+    method.build()
+    assert warnings.filters == before

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from nemesis import estimate, planning
-from nemesis.evaluation.cost import VOLUME, by_formula, superpatches
+from nemesis.evaluation.cost import VOLUME, superpatches
+from nemesis.evaluation.formula import by_formula
 from nemesis.experiment import plan
 from nemesis.method import create
 from nemesis.planning import Cost, Job, _evaluate_key, job_of, parse_dry_run, sum_line, wall_seconds

@@ -18,7 +18,7 @@ import nemesis
 from nemesis.cli import export
 from nemesis.config import Preparation
 from nemesis.errors import NemesisError
-from nemesis.evaluation.reconstruction import measure
+from nemesis.evaluation.similarity import measure
 from nemesis.method import Reconstruction, create
 from nemesis.models.checkpoint import save_weights
 from nemesis.models.keyed import Keys
@@ -242,7 +242,8 @@ def test_the_pasted_error_is_the_masked_one_spread_over_the_whole(seed):
     voxels = torch.rand(1, 1, 16, 16, 16)
     with torch.no_grad():
         found = method.reconstruct(method.build().eval(), voxels, Keys.at(seed, 0, [0]))
-    figures = measure(voxels[0, 0], found.hidden[0, 0], found.prediction[0, 0], found.prediction[0, 0])
+    truth, hidden, predicted = voxels[0, 0], found.hidden[0, 0], found.prediction[0, 0]
+    figures = measure(truth, hidden, predicted, truth, predicted)
     spread = figures[True, "masked", "psnr"] - 10 * np.log10(0.75)
     assert figures[True, "whole", "psnr"] == pytest.approx(spread, abs=1e-3)
 

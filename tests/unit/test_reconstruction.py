@@ -1,6 +1,7 @@
 """PSNR and SSIM against their formulas; padding, masks, pasting, stitching; the whole job on a small store."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 import nemesis.method
 from nemesis.config import Preparation, Probe, Reconstruction
@@ -19,11 +22,12 @@ from nemesis.data.scans import Scans
 from nemesis.data.store import write_volume
 from nemesis.data.superpatches import evaluation_superpatches
 from nemesis.errors import NemesisError
-from nemesis.evaluation import reconstruction
+from nemesis.evaluation import similarity
 from nemesis.evaluation.cost import method_cost
 from nemesis.evaluation.evaluate import evaluate
-from nemesis.evaluation.reconstruction import measure, psnr, reconstruct, ssim
+from nemesis.evaluation.reconstruction import reconstruct
 from nemesis.evaluation.rows import read_rows
+from nemesis.evaluation.similarity import measure, psnr, ssim
 from nemesis.method import Method, MethodCard, Settings
 from nemesis.method import Reconstruction as Reconstructed
 from nemesis.models.checkpoint import save_weights
@@ -91,32 +95,54 @@ def opened(folder: Path) -> tuple[Scans, pd.DataFrame]:
     return scans, evaluation_superpatches(scans, EDGE, ["liver"], {"ct": {"liver": 3}}, 100)
 
 
-def ssim_by_definition(a: np.ndarray, b: np.ndarray) -> float:
-    """Wang et al. with SciPy's Gaussian, the way scikit-image computes it."""
-
-    def mean(volume: np.ndarray) -> np.ndarray:
-        return gaussian_filter(volume, 1.5, truncate=3.5)
-
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    mean_a, mean_b = mean(a), mean(b)
-    variances = mean(a * a) - mean_a**2 + mean(b * b) - mean_b**2
-    covariance = mean(a * b) - mean_a * mean_b
-    value = (2 * mean_a * mean_b + 1e-4) * (2 * covariance + 9e-4)
-    value /= (mean_a**2 + mean_b**2 + 1e-4) * (variances + 9e-4)
-    return float(value[5:-5, 5:-5, 5:-5].mean())
+def scikit_images(a: np.ndarray, b: np.ndarray) -> float:
+    """The mean over windows wholly inside, with Wang's Gaussian and population covariance."""
+    options: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
+    return float(structural_similarity(a.astype(np.float64), b.astype(np.float64), **options))
 
 
-def test_ssim_is_scikit_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def smooth_and_noisy(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(0)
-    a = gaussian_filter(random.random((26, 20, 23)), 2).astype(np.float32)
+    a = gaussian_filter(random.random(shape), 2).astype(np.float32)
     a = (a - a.min()) / (a.max() - a.min())
-    b = (a + 0.05 * random.normal(size=a.shape)).astype(np.float32)
-    expected = ssim_by_definition(a, b)
-    assert ssim(torch.from_numpy(b), torch.from_numpy(a)) == pytest.approx(expected, abs=1e-6)
-    monkeypatch.setattr(reconstruction, "SSIM_SLAB_VOXELS", 20 * 23 * 5)  # several slabs say the same
-    assert ssim(torch.from_numpy(b), torch.from_numpy(a)) == pytest.approx(expected, abs=1e-6)
+    return a, (a + 0.05 * random.normal(size=a.shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", [(26, 20, 23), (11, 11, 11), (11, 40, 12)])
+def test_ssim_is_scikit_images(shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = smooth_and_noisy(shape)
+    expected = scikit_images(b, a)
+    assert ssim(torch.from_numpy(b), torch.from_numpy(a)) == pytest.approx(expected, abs=1e-5)
+    monkeypatch.setattr(similarity, "SSIM_SLAB_VOXELS", shape[1] * shape[2] * 5)  # several slabs say the same
+    assert ssim(torch.from_numpy(b), torch.from_numpy(a)) == pytest.approx(expected, abs=1e-5)
     assert ssim(torch.from_numpy(a), torch.from_numpy(a)) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_ssim_is_torchmetrics_where_its_padding_does_not_reach() -> None:
+    a, b = (torch.from_numpy(volume) for volume in smooth_and_noisy((32, 34, 36)))
+    options: dict[str, Any] = {"sigma": 1.5, "data_range": 1.0, "return_full_image": True}
+    mean, image = structural_similarity_index_measure(b[None, None], a[None, None], **options)
+    assert ssim(b, a) == pytest.approx(image[0, 0, 5:-5, 5:-5, 5:-5].mean().item(), abs=5e-5)
+    assert abs(ssim(b, a) - mean.item()) > 1e-3  # its mean counts windows over the mirrored edges
+
+
+@pytest.mark.parametrize(("one", "other"), [(0.0, 0.0), (0.4, 0.4), (0.2, 0.7), (0.0, 1.0)])
+def test_ssim_of_constant_volumes_is_that_of_their_means(one: float, other: float) -> None:
+    a, b = np.full((12, 13, 14), one, np.float32), np.full((12, 13, 14), other, np.float32)
+    expected = (2 * one * other + 1e-4) / (one**2 + other**2 + 1e-4)
+    assert ssim(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(expected, abs=1e-3)
+    assert scikit_images(a, b) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_volume_thinner_than_the_window_has_no_ssim() -> None:
     assert np.isnan(ssim(torch.zeros(10, 20, 20), torch.zeros(10, 20, 20)))
+    assert ssim(torch.zeros(11, 11, 11), torch.zeros(11, 11, 11)) == pytest.approx(1.0)
+
+
+def test_psnr_is_scikit_images() -> None:
+    a, b = smooth_and_noisy((12, 13, 14))
+    expected = peak_signal_noise_ratio(a.astype(np.float64), b.astype(np.float64), data_range=1.0)
+    assert psnr(torch.from_numpy(b), torch.from_numpy(a)) == pytest.approx(expected, abs=1e-4)
 
 
 def test_psnr() -> None:
@@ -137,8 +163,10 @@ def test_every_figure_of_a_known_error(tmp_path: Path) -> None:
         for masked, region in ((True, "masked"), (True, "visible"), (False, "whole")):
             assert values[scope, easy, masked, region, "psnr"] == pytest.approx(20.0, abs=0.01)  # no padding in it
         assert values[scope, easy, True, "whole", "psnr"] == pytest.approx(23.0, abs=0.2)  # half of it is pasted
+        for region in ("masked", "visible"):
+            assert values[scope, easy, False, region, "psnr"] == pytest.approx(20.0, abs=0.01)  # the same voxels, all seen
         assert 0 < values[scope, easy, False, "whole", "ssim"] < 1
-    ratio = frame[frame["metric"] == "effective_mask_ratio"]
+    ratio = frame[(frame["metric"] == "effective_mask_ratio") & (frame["scope"] == "superpatch")]
     assert ratio["value"].tolist() == pytest.approx([0.5, 0.5], abs=0.02)
     assert ratio["n_superpatches"].tolist() == [24, 24]
     ssim_rows = frame[(frame["metric"] == "ssim") & (frame["scope"] == "superpatch")]
@@ -152,15 +180,18 @@ def test_every_figure_of_a_known_error(tmp_path: Path) -> None:
 
 
 def assert_each_is_behind(each: pd.DataFrame, rows: pd.DataFrame, table: pd.DataFrame) -> None:
-    """The rows are means of the superpatches, which are those of the table."""
+    """The rows are means of the superpatches and volumes, which are those of the table."""
     place = table.iloc[each["superpatch"]]
     assert each["patient"].tolist() == (place["dataset"] + "/" + place["patient"]).tolist()
-    assert each["easy"].tolist() == place["easy"].tolist() and each["dataset"].tolist() == place["dataset"].tolist()
-    for row in rows[rows["scope"] == "superpatch"].itertuples():
+    assert each["easy"].tolist() == (place["easy"] & (each["scope"] == "superpatch").to_numpy()).tolist()
+    assert each["dataset"].tolist() == place["dataset"].tolist()
+    for row in rows.itertuples():
         region = each["region"].isna() if pd.isna(row.region) else each["region"] == row.region
         of_row = each[region & (each["metric"] == row.metric) & (each["input_masked"] == row.input_masked)]
+        of_row = of_row[of_row["scope"] == row.scope]
         of_row = of_row if row.easy_negatives == "in" else of_row[~of_row["easy"]]
-        assert len(of_row) == row.n_superpatches and of_row["patient"].nunique() == row.n_patients
+        assert of_row["patient"].nunique() == row.n_patients
+        assert len(of_row) == (row.n_superpatches if row.scope == "superpatch" else row.n_patients)  # a scan of each patient
         assert of_row["value"].mean() == pytest.approx(row.value, abs=1e-9)
 
 
@@ -183,7 +214,7 @@ def test_visible_mean(tmp_path: Path) -> None:
     with torch.no_grad():
         hidden = method.reconstruct(method.build(), voxels[None, None], Keys.at(3, 0, [0])).hidden[0, 0]
     error = (voxels[hidden] - voxels[~hidden].mean()).square().mean().item()
-    found = [row["value"] for row in rows if row["metric"] == "psnr_visible_mean"]
+    found = [row["value"] for row in rows if row["metric"] == "psnr_visible_mean" and row["scope"] == "superpatch"]
     assert found == pytest.approx([-10 * np.log10(error)] * 2, abs=1e-4)
 
 
@@ -214,11 +245,64 @@ def test_masked_psnr_and_its_fill_are_over_the_same_superpatches(tmp_path: Path)
 def test_figures_under_a_mask_need_something_hidden_and_something_seen() -> None:
     truth = torch.linspace(0, 1, 12**3).view(12, 12, 12)
     nothing, everything = (torch.full(truth.shape, hides) for hides in (False, True))
-    seen = measure(truth, nothing, truth + OFFSET, truth)
+    seen = measure(truth, nothing, truth + OFFSET, truth, truth)
     assert np.isnan([seen[True, "masked", "psnr"], seen[True, "whole", "psnr"], seen[True, "whole", "ssim"]]).all()
-    unseen = measure(truth, everything, truth + OFFSET, truth)
+    unseen = measure(truth, everything, truth + OFFSET, truth, truth)
     assert np.isnan([unseen[True, "masked", "psnr"], unseen[True, "visible", "psnr"]]).all()
     assert unseen[True, "whole", "psnr"] == pytest.approx(20.0, abs=1e-4)
+
+
+def test_every_scan_is_stitched_unless_some_are_named(tmp_path: Path) -> None:
+    scans, table = opened(tmp_path)
+    method = Fake(FakeSettings(), EDGE)
+    for wish, cases in (("all", [0, 1, 2, 3, 4, 5]), (["ct/c3", "ct/c1"], [1, 3]), ([], [0])):
+        settings = Reconstruction(stitched=wish)
+        rows, each, material = reconstruct(method, method.build(), scans, table, EDGE, settings, torch.device("cpu"))
+        volumes = each.to_pandas().query("scope == 'stitched'")
+        assert sorted(table["scan"].iloc[volumes["superpatch"]].unique()) == cases
+        assert {row["n_patients"] for row in rows if row["scope"] == "stitched"} == {len(cases)}
+        shown = scans.hu(3 if wish == ["ct/c3", "ct/c1"] else 0).whole()
+        np.testing.assert_allclose(material["input"], (shown + 175.0) / 425 * 255, atol=0.51)
+
+
+def test_a_stitched_volume_is_judged_as_one(tmp_path: Path) -> None:
+    scans, table = opened(tmp_path)
+    method = HidesFarEnds(FakeSettings(), EDGE)  # in D: 0 to 3, and the 4 slices that the second superpatch reaches into
+    _, each, material = reconstruct(method, method.build(), scans, table, EDGE, Reconstruction(), torch.device("cpu"))
+    found = each.to_pandas().query("scope == 'stitched' and superpatch == 0 and input_masked")
+    value = found.set_index(["region", "metric"])["value"]
+    truth = torch.from_numpy(np.clip((scans.hu(0).whole().astype(np.float32) + 175) / 425, 0, 1))
+    hidden = torch.zeros(SHAPE, dtype=torch.bool)
+    hidden[:4] = hidden[16:] = True
+    np.testing.assert_array_equal(material["hidden"], hidden)
+    assert value["whole", "psnr"] == pytest.approx(psnr(torch.where(hidden, truth + OFFSET, truth), truth), abs=1e-4)
+    assert value["whole", "ssim"] == pytest.approx(ssim(torch.where(hidden, truth + OFFSET, truth), truth), abs=1e-5)
+    filled = truth.clone()
+    for half in (slice(0, 16), slice(16, 32)):  # of the far superpatches nothing is visible: the scan's mean stands in
+        filled[:4, half], filled[16:, half] = truth[4:16, half].mean(), truth[4:16].mean()
+    assert value["masked", "psnr_visible_mean"] == pytest.approx(psnr(filled[hidden], truth[hidden]), abs=1e-4)
+    ratio = found[found["metric"] == "effective_mask_ratio"]["value"].item()
+    assert ratio == pytest.approx(8 / 20)
+
+
+def test_lpips_is_of_the_whole_pasted_and_unmasked(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def distances(volumes: Sequence[Tensor], target: Tensor) -> list[float]:
+        seen.append(len(volumes))
+        return [(volume - target).abs().mean().item() for volume in volumes]
+
+    scans, table = opened(tmp_path)
+    method = Fake(FakeSettings(), EDGE)
+    common = (method, method.build(), scans, table, EDGE)
+    rows, _, _ = reconstruct(*common, Reconstruction(), torch.device("cpu"), lpips=distances)
+    found = {(row["scope"], row["easy_negatives"], row["input_masked"]): row for row in rows if row["metric"] == "lpips"}
+    assert {row["region"] for row in found.values()} == {"whole"} and set(seen) == {2}
+    for scope, easy in (("superpatch", "out"), ("superpatch", "in"), ("stitched", "in")):
+        assert found[scope, easy, False]["value"] == pytest.approx(OFFSET, abs=1e-3)
+        assert found[scope, easy, True]["value"] == pytest.approx(OFFSET / 2, abs=5e-3)  # half of it is pasted
+    without, _, _ = reconstruct(*common, Reconstruction(), torch.device("cpu"))
+    assert without == [row for row in rows if row["metric"] != "lpips"]
 
 
 def test_a_method_that_hides_nothing_has_unmasked_figures_only(tmp_path: Path) -> None:

@@ -567,7 +567,8 @@ def test_the_best_trial_is_evaluated_and_told(searched):
     assert set(measured["run"]) == {best["run"]} and set(measured["label_fraction"].dropna()) == {1.0}
     validation = measured.loc[measured["metric"] == "validation_auroc", "value"]
     assert validation.mean() == pytest.approx(best["validation_auroc"], abs=1e-12)
-    shares = measured.loc[measured["metric"] == "effective_mask_ratio", "value"]
+    of_superpatches = measured[measured["scope"] == "superpatch"]
+    shares = of_superpatches.loc[of_superpatches["metric"] == "effective_mask_ratio", "value"]
     assert shares.tolist() == pytest.approx([row["effective_mask_ratio"]] * len(shares), abs=1e-6) and len(shares)
     files = {"rows.parquet", "predictions.parquet", "reconstructions.parquet", "reconstruction.npz", "timing.json"}
     assert {path.name for path in Path(best["evaluation"]).iterdir()} == files

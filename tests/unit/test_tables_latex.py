@@ -1,4 +1,4 @@
-"""Tables in LaTeX: whatever a label holds, a document that uses booktabs and graphicx is set."""
+"""Tables in LaTeX: whatever a label holds, a document that uses booktabs, graphicx and rotating is set."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nemesis.report import TABLES
 from nemesis.report.render import Table
 
 SIGNS = {
@@ -71,16 +72,27 @@ def test_a_long_table_takes_as_many_pages_as_it_needs():
     assert replace(whole, rows=rows[:20]).latex().count(r"\begin{table*}") == 1
 
 
-def test_it_compiles(report, tmp_path):
+@pytest.mark.parametrize(("characters", "environment"), [(40, "table*"), (200, "sidewaystable*")])
+def test_a_wide_table_stands_in_landscape(characters, environment):
+    lines = table("x" * characters).latex().splitlines()
+    assert lines[0].startswith(rf"\begin{{{environment}}}") and lines[-1] == rf"\end{{{environment}}}"
+
+
+def test_every_table_compiles_and_stays_on_its_page(report, tmp_path):
     engine = next(filter(None, map(shutil.which, ("pdflatex", "xelatex", "lualatex"))), None)
     if engine is None:
         pytest.skip("no LaTeX is installed")
-    labels = ["".join(SIGNS), "[2pt] wide", "* best", "方法"]
-    body = [table(label).latex() for label in labels] + [path.read_text() for path in sorted(report.tables.glob("*.tex"))]
-    start = "\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n\\begin{document}\n"
+    labels = [" ".join(SIGNS), "[2pt] wide", "* best", "方法"]
+    printed = sorted(report.tables.glob("*.tex"))
+    assert {path.stem for path in printed} == set(TABLES)
+    body = [table(label).latex() for label in labels] + [path.read_text() for path in printed]
+    start = "\\documentclass{article}\n\\usepackage{booktabs,graphicx,rotating}\n\\begin{document}\n"
     (tmp_path / "tables.tex").write_text(start + "\n\\clearpage\n".join(body) + "\n\\end{document}\n", encoding="ascii")
     command = [engine, "-halt-on-error", "-interaction=nonstopmode", "tables.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
     assert done.returncode == 0, done.stdout
-    assert "Float too large" not in (tmp_path / "tables.log").read_text(errors="replace")
-    assert "Missing character" not in (tmp_path / "tables.log").read_text(errors="replace")
+    log = (tmp_path / "tables.log").read_text(errors="replace")
+    pages = sum(text.count(r"\begin{table*}") + text.count(r"\begin{sidewaystable*}") for text in body)
+    assert f"({pages} pages" in log  # each on a page of its own
+    for fault in ("Missing character", "Overfull", "Float too large"):
+        assert fault not in log

@@ -10,7 +10,7 @@ from torch.distributions import Normal, kl_divergence
 
 from baselines.networks.variational import divergence
 from nemesis.errors import NemesisError
-from nemesis.evaluation.cost import by_torch
+from nemesis.evaluation.counters import by_torch
 from nemesis.method import Batch, create
 from nemesis.models.keyed import Keys
 

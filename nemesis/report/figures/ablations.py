@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nemesis.report.collect import of_part
-from nemesis.report.figures.style import GREY, TEXT, colour, panels, sentence, with_interval
+from nemesis.report.figures.style import GREY, colour, name_lines, panels, sentence, with_interval
 from nemesis.report.tables.pieces import NOT_RUN
 from nemesis.runs import AS_CONFIGURED
 
@@ -46,15 +46,10 @@ def ablations_figure(table: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
             axes.hlines(y, row[f"{name}_low"], row[f"{name}_high"], color=shade, linewidth=1.4, zorder=2)
             face = shade if own else "white"
             axes.plot(row[name], y, "o", color=shade, markerfacecolor=face, markersize=5, markeredgewidth=1.4, zorder=3)
-        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-        axes.grid(axis="y", visible=False)
-        axes.tick_params(axis="y", length=0)
+        name_lines(axes, [name for name, _ in lines])
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(with_interval(MEASURES[name], table, name))
-    first = row_of_panels[0]
-    first.set_yticks(range(len(lines)), [name for name, _ in lines], fontsize=TEXT)
-    first.set_ylim(len(lines) - 0.4, -0.6)
-    for text, (_, row) in zip(first.get_yticklabels(), lines, strict=True):
+    for text, (_, row) in zip(row_of_panels[0].get_yticklabels(), lines, strict=True):
         if row is None:
             text.set_fontweight("bold")
     return figure

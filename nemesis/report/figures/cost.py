@@ -14,6 +14,7 @@ from nemesis.report.figures.style import (
     colour,
     legend,
     make_logarithmic,
+    name_lines,
     panels,
     sentence,
     styles,
@@ -143,11 +144,7 @@ def _bars(axes: Axes, costs: pd.DataFrame, look: Mapping[str, Style]) -> dict[st
             if not absent(macs):
                 axes.barh(at, macs, 0.36, edgecolor=shade, **fill)
                 axes.annotate(write(macs), (macs, at), (3, 0), textcoords="offset points", va="center", fontsize=SMALL)
-    axes.set_yticks(range(len(costs)), list(costs["label"]))
-    axes.set_ylim(len(costs) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="y", visible=False)
-    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    name_lines(axes, list(costs["label"]))
     axes.margins(x=0.16)
     axes.xaxis.set_major_formatter(EngFormatter())
     axes.set_xlabel(f"{CONVENTION} per superpatch")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from nemesis.report.figures.style import GREY, TEXT, legend, panels, sentence, styles
+from nemesis.report.figures.style import GREY, legend, name_lines, panels, sentence, styles
 from nemesis.report.tables.pretraining import MONITORS
 
 if TYPE_CHECKING:
@@ -45,12 +45,8 @@ def pretexts_figure(table: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
             )  # fmt: skip
             axes.plot(row["untrained"], y, "o", color=style.colour, markerfacecolor="white", markersize=5, zorder=3)
             axes.plot(row["trained"], y, "o", color=style.colour, markersize=5, zorder=3)
-        axes.set_yticks(range(len(here)), [row["method"] for row in here], fontsize=TEXT)
-        axes.set_ylim(tallest[place // across] - 0.4, -0.6)
+        name_lines(axes, [row["method"] for row in here], tallest[place // across])
         axes.margins(x=0.12)
-        axes.tick_params(axis="y", length=0)
-        axes.grid(axis="y", visible=False)
-        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
         axes.set_xlabel(MONITORS[monitor])
     for axes in grid[len(monitors) :]:
         axes.set_visible(False)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nemesis.finetuning import ARMS
-from nemesis.report.figures.style import GREY, TEXT, legend, panels, sentence, styles, with_interval
+from nemesis.report.figures.style import GREY, legend, name_lines, panels, sentence, styles, with_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,11 +44,7 @@ def segmentation_figure(table: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
             shown[row["arm"] if control else STARTED] = Line2D(
                 [], [], linestyle="none", marker=marker, color=GREY, markerfacecolor=face if control else GREY
             )
-    axes.set_yticks(range(len(names)), names, fontsize=TEXT)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="y", visible=False)
-    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    name_lines(axes, names)
     axes.set_xlabel(with_interval("mean Dice over organs", table, "dice"))
     legend(figure, shown, "outside lower center", columns=3)
     return figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,7 @@ Place = Literal["outside right center", "outside lower center", "outside lower r
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 LINES = ("-", "--", ":", "-.")
 GREY = "#888888"  # of what stands for no method
+GRID: dict[str, Any] = {"color": "#dddddd", "linewidth": 0.6}
 FRAME = VERMILLION  # around what was chosen
 SMALL, TEXT = 7, 8  # points
 DPI = 160
@@ -80,13 +81,26 @@ def panels(columns: int = 1, size: tuple[float, float] = (7.0, 3.4), rows: int =
     figure = Figure(figsize=size, facecolor="white", layout="constrained")
     found: list[Axes] = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
     for axes in found:
-        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+        axes.grid(axis="y", **GRID)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(which="both", labelsize=TEXT)
         axes.xaxis.label.set_fontsize(TEXT)
         axes.yaxis.label.set_fontsize(TEXT)
     return figure, found
+
+
+def name_lines(axes: Axes, names: Sequence[str], lines: int | None = None) -> None:
+    """A panel that is read downwards: names at the lines 0, 1, 2, … from the top, the light grid along x.
+
+    Args:
+        lines: how many lines there is room for, where panels side by side have different numbers of them.
+    """
+    axes.set_yticks(range(len(names)), names, fontsize=TEXT)
+    axes.set_ylim((lines or len(names)) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", **GRID)
 
 
 def make_logarithmic(axes: Axes, axis: Literal["xaxis", "yaxis"], write: str | Formatter) -> None:

@@ -25,21 +25,27 @@ from nemesis.report.tables.pieces import (
     difference_figures,
     figures,
     interval_notes,
+    lpips_note,
+    lpips_text,
     measured_text,
     p_text,
-    pair,
     percent,
     pools_text,
     share,
     sizes_text,
     superpatches_of,
+    together,
     without,
 )
 
 NAME, TITLE = "ablations", "Ablations: one thing varied at a time (NEMESIS Table IV)"
 PUBLISHED_TOTAL = 0.75  # share that the strategies of the paper's table hide
 MASKING_KEYS = ("plane_masking", "axis_masking", "plane_mask_ratio", "axis_mask_ratio")
-PUBLISHED = {"psnr": "psnr_masked", "ssim": "ssim_whole", "lpips": "lpips"}  # the paper's figures, and which stand beside them
+PUBLISHED = {
+    "psnr": "psnr_masked",
+    "ssim": "ssim_whole",
+    "lpips": "lpips_whole",
+}  # the paper's figures, and which stand beside them
 DATA = ("group", "variant", "status", "psnr_masked", "ssim_whole", "auroc")
 
 
@@ -63,14 +69,13 @@ def ablations_table(measured: Measured) -> Table:
         record["status"] = MEASURED if auroc.point is not None else NOT_SCORABLE
         record["leakage"] = measured.leakage(entries)
         record["effective_mask_ratio"] = measured.reconstructed(entries, "effective_mask_ratio").point
-        for measure in ("psnr_masked", "psnr_visible_mean", "ssim_whole"):
+        for measure in ("psnr_masked", "psnr_visible_mean", "ssim_whole", "lpips_whole"):
             record |= figures(measure, measured.reconstructed(entries, measure))
         gap = None
         if label != first and _same_superpatches(measured, entries, base) and None not in (auroc.point, seen[0].point):
             gap = measured.difference(entries, base, "linear", fraction)
         record |= figures("auroc", auroc) | difference_figures(gap)
         paper = _published(papers, identity, measured.identities[base[0]["run"]])
-        record |= {"lpips": measured.lpips(entries)}
         for name, measure in PUBLISHED.items():
             record |= beside(name, record[measure], paper.get(name))
         records.append(record | {"strategy": paper.get("strategy")} | counts(auroc) | {"seeds": len(entries)})
@@ -112,11 +117,10 @@ def _but_masking(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 def _printed(measured: Measured, records: list[Record], first: str, seen: Sequence[Estimate], fraction: float) -> Table:
     spec = measured.spec
-    perceptual = any(record["lpips"] is not None for record in records)
     columns = [
         "group", "variant", "leakage", "hidden", "PSNR masked [95 % CI]", "visible-mean fill", "SSIM pasted [95 % CI]",
-        "AUROC [95 % CI]", f"Δ AUROC to {first} [95 % CI]", "p (Holm)", "seeds", "published PSNR / SSIM",
-        "Δ published PSNR / SSIM",
+        "AUROC [95 % CI]", f"Δ AUROC to {first} [95 % CI]", "p (Holm)", "seeds", "LPIPS pasted",
+        "published PSNR / SSIM / LPIPS", "Δ published PSNR / SSIM / LPIPS",
     ]  # fmt: skip
     printed = []
     for r in records:
@@ -126,13 +130,10 @@ def _printed(measured: Measured, records: list[Record], first: str, seen: Sequen
             NOT_RUN if r["status"] == NOT_RUN else interval(r, "psnr_masked", 2), number(r["psnr_visible_mean"], 2),
             interval(r, "ssim_whole", 3), measured_text(r, interval(r, "auroc", 3)),
             interval(r, "difference", 3, sign=True) if own else "reference", p_text(r["difference_p_holm"]),
-            number(r["seeds"], 0), pair(r["published_psnr"], r["published_ssim"], 2, 3),
-            pair(r["psnr_minus_published"], r["ssim_minus_published"], 2, 3, sign=True),
+            number(r["seeds"], 0), lpips_text(r["lpips_whole"], r["ssim_whole"]),
+            together(r["published_psnr"], r["published_ssim"], r["published_lpips"]),
+            together(r["psnr_minus_published"], r["ssim_minus_published"], r["lpips_minus_published"], sign=True),
         ])  # fmt: skip
-    if perceptual:
-        columns.append("LPIPS / published")
-        for line, r in zip(printed, records, strict=True):
-            line.append(pair(r["lpips"], r["published_lpips"], 3, 3))
     method = spec["config"]["ablations"]["method"]
     caption = (
         f"Variants of {method}: reconstruction of hidden voxels, and organ presence by the linear probe at {share(fraction)} of "
@@ -143,17 +144,17 @@ def _printed(measured: Measured, records: list[Record], first: str, seen: Sequen
     other = ", ".join(f"{variant} ({n} superpatches scored)" for variant, n in sizes.items())
     notes = [
         f"Published: {NEMESIS}; a figure stands beside a measured one of the same strategy by itself (75 % hidden in all) only. "
-        "Data, sizes and training need not be the paper's, which does not say either which voxels its PSNR and SSIM count: the "
-        "differences, of PSNR masked and of SSIM pasted, are for orientation and test no reproduction.",
+        "Data, sizes and training need not be the paper's, which does not say either which voxels its figures count: the "
+        "differences, of PSNR masked and of SSIM and LPIPS pasted, are for orientation and test no reproduction.",
         "PSNR in dB and SSIM as in the table of reconstructions, over superpatches above the foreground floor; hidden: the "
         "effective share of tokens. Variants that hide other shares, or other shapes, are asked different questions: compare a "
         "PSNR with the fill beside it before comparing it with another row's.",
         *([f"Superpatches of another size are other superpatches: no difference is taken of {other}."] if other else []),
+        lpips_note(spec, [r["lpips_whole"] for r in records]),
         *interval_notes(spec, seen),
         "p is that of the paired difference, adjusted within this table after Holm; intervals and p are over patients "
         "and do not hold how much another seed would change.",
         LEAKAGE_NOTE,
         configuration_note(spec),
     ]  # fmt: skip
-    data = pd.DataFrame([{n: v for n, v in r.items() if perceptual or "lpips" not in n} for r in records])
-    return Table(NAME, TITLE, caption, columns, printed, notes, data, text_columns=3)
+    return Table(NAME, TITLE, caption, columns, printed, notes, pd.DataFrame(records), text_columns=3)

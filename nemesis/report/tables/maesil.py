@@ -11,7 +11,7 @@ from nemesis.evaluation.statistics import Estimate
 from nemesis.report.collect import of_part
 from nemesis.report.leakage import NOTE as LEAKAGE_NOTE
 from nemesis.report.published import MAESIL, load_published, plain, printed_name, published_note, published_row, unmatched
-from nemesis.report.render import MISSING, Table, interval, number
+from nemesis.report.render import MISSING, Table, absent, interval, number
 from nemesis.report.tables.measured import Entries, Measured
 from nemesis.report.tables.pieces import (
     MEASURED,
@@ -22,6 +22,8 @@ from nemesis.report.tables.pieces import (
     configuration_note,
     figures,
     intervals_told,
+    lpips_note,
+    lpips_text,
     measured_text,
     pools_text,
     superpatches_of,
@@ -40,17 +42,17 @@ WHICH_INPUT = (
 
 
 def maesil_table(measured: Measured) -> Table:
-    """PSNR (dB) and SSIM of every method that reconstructs, over all datasets together."""
+    """PSNR (dB), SSIM and LPIPS of every method that reconstructs, over all datasets together."""
     spec = of_part(measured.spec, "methods")
     papers = load_published("maesil")["table2_reconstruction"]
     records: list[Record] = []
     seen: list[Estimate] = []
     for label, entries in _reconstructing(measured).items():
-        psnr, ssim = (_whole(measured, entries, metric) for metric in ("psnr", "ssim"))
+        psnr, ssim, lpips = (measured.whole(entries, metric) for metric in METRICS)
         seen.append(psnr)
         record = _record(measured, label, entries, psnr) | figures("psnr", psnr) | figures("ssim", ssim)
+        record |= figures("lpips", lpips)
         paper = published_row(spec, papers, label)
-        record["lpips"] = measured.lpips(entries)
         for metric in METRICS:
             record |= beside(metric, record[metric], paper.get(metric))
         records.append(record)
@@ -62,26 +64,22 @@ def maesil_table(measured: Measured) -> Table:
 
     columns = [
         "method", "leakage", "input", "PSNR [95 % CI]", "published", "Δ published", "SSIM [95 % CI]", "published", "Δ published",
+        "LPIPS [95 % CI]", "published", "Δ published", "patients", "superpatches",
     ]  # fmt: skip
     printed = [
         [
             r["method"], r["leakage"] or MISSING, _input_text(r), measured_text(r, interval(r, "psnr", 2)),
             number(r["published_psnr"], 2), number(r["psnr_minus_published"], 2, sign=True), interval(r, "ssim", 3),
             number(r["published_ssim"], 2), number(r["ssim_minus_published"], 3, sign=True),
+            lpips_text(r["lpips"], r["psnr"]) if absent(r["lpips"]) else interval(r, "lpips", 3), number(r["published_lpips"], 2),
+            number(r["lpips_minus_published"], 3, sign=True), number(r["n_patients"], 0), number(r["n_superpatches"], 0),
         ]
         for r in records
     ]  # fmt: skip
-    if perceptual := any(record["lpips"] is not None for record in records):
-        columns += ["LPIPS", "published", "Δ published"]
-        for line, r in zip(printed, records, strict=True):
-            line += [number(r["lpips"], 3), number(r["published_lpips"], 2), number(r["lpips_minus_published"], 3, sign=True)]
-    columns += ["patients", "superpatches"]
-    for line, r in zip(printed, records, strict=True):
-        line += [number(r["n_patients"], 0), number(r["n_superpatches"], 0)]
     caption = f"Whole {superpatches_of(spec)} above the foreground floor. {measured.training('methods')} {pools_text(spec)}"
-    notes = [published_note(spec, MAESIL, DATASETS, "the same method"), *_notes(spec, seen)]
-    data = pd.DataFrame([{name: value for name, value in r.items() if perceptual or "lpips" not in name} for r in records])
-    return Table(NAME, TITLE, caption, columns, printed, notes, data, text_columns=3)
+    told = lpips_note(spec, [r["lpips"] for r in records])
+    notes = [published_note(spec, MAESIL, DATASETS, "the same method"), *_notes(spec, seen, told)]
+    return Table(NAME, TITLE, caption, columns, printed, notes, pd.DataFrame(records), text_columns=3)
 
 
 def maesil_datasets_table(measured: Measured) -> Table:
@@ -94,7 +92,7 @@ def maesil_datasets_table(measured: Measured) -> Table:
     for label, entries in _reconstructing(measured).items():
         theirs = by_dataset if printed_name(spec, papers["table2_reconstruction"], label) == "MAESIL" else {}
         for dataset in spec["datasets"]:
-            seen.append(psnr := _whole(measured, entries, "psnr", dataset))
+            seen.append(psnr := measured.whole(entries, "psnr", dataset))
             published = next((theirs[name] for name in theirs if plain(name) == plain(dataset)), None)
             record = _record(measured, label, entries, psnr, dataset) | {"dataset": dataset} | figures("psnr", psnr)
             records.append(record | beside("psnr", psnr.point, published))
@@ -127,10 +125,6 @@ def _reconstructing(measured: Measured) -> dict[str, Entries]:
     return {label: entries for label, entries in labels if any(len(measured.reconstructions[e["run"]]) for e in entries)}
 
 
-def _whole(measured: Measured, entries: Entries, metric: str, dataset: str | None = None) -> Estimate:
-    return measured.reconstructed(entries, f"{metric}_{'whole' if measured.hides(entries) else 'unmasked_input'}", dataset)
-
-
 def _record(measured: Measured, label: str, entries: Entries, psnr: Estimate, dataset: str | None = None) -> Record:
     record: Record = {"method": label, "status": MEASURED, "leakage": measured.leakage(entries, dataset)}
     record["input_masked"] = measured.hides(entries)
@@ -141,11 +135,12 @@ def _input_text(record: Mapping[str, Any]) -> str:
     return {True: "masked, pasted", False: "unmasked", None: "not said"}[record["input_masked"]]
 
 
-def _notes(spec: Mapping[str, Any], seen: Iterable[Estimate]) -> list[str]:
+def _notes(spec: Mapping[str, Any], seen: Iterable[Estimate], *more: str) -> list[str]:
     return [
         WHICH_INPUT,
         "PSNR in dB and SSIM (3D, Gaussian window of 11 voxels, σ 1.5), data range 1, per superpatch and averaged; padding never "
         "counts.",
+        *more,
         f"{intervals_told(spec, seen)} Figures are means over seeds.".strip(),
         LEAKAGE_NOTE,
         configuration_note(spec),

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -34,17 +34,21 @@ if TYPE_CHECKING:
 
 PROTOCOLS = {"linear": "linear probe", "knn": "k-NN", "finetune": "fine-tuned"}
 FROZEN = ("linear", "knn")
-MEASURES = {  # of a superpatch: input masked, region, metric
+MEASURES = {  # of a superpatch or a stitched volume: input masked, region, metric
     "effective_mask_ratio": (True, None, "effective_mask_ratio"),
     "psnr_masked": (True, "masked", "psnr"),
     "psnr_visible_mean": (True, "masked", "psnr_visible_mean"),
+    "psnr_visible": (True, "visible", "psnr"),
     "psnr_whole": (True, "whole", "psnr"),
     "ssim_whole": (True, "whole", "ssim"),
+    "lpips_whole": (True, "whole", "lpips"),
+    "psnr_masked_unmasked_input": (False, "masked", "psnr"),
+    "psnr_visible_unmasked_input": (False, "visible", "psnr"),
     "psnr_unmasked_input": (False, "whole", "psnr"),
     "ssim_unmasked_input": (False, "whole", "ssim"),
-    "lpips_whole": (True, "whole", "lpips"),
     "lpips_unmasked_input": (False, "whole", "lpips"),
 }
+Scope = Literal["superpatch", "stitched"]
 
 Entries = Sequence[Mapping[str, Any]]  # the runs (seeds) of one label
 
@@ -161,18 +165,34 @@ class Measured:
     def _of_methods(self) -> list[pd.DataFrame]:
         return [self.predictions[entry["run"]].predictions for entries in self.labels("methods").values() for entry in entries]
 
-    def reconstructed(self, entries: Entries, measure: str, dataset: str | None = None) -> Estimate:
+    def reconstructed(
+        self,
+        entries: Entries,
+        measure: str,
+        dataset: str | None = None,
+        scope: Scope = "superpatch",
+        easy_negatives: EasyNegatives = "out",
+    ) -> Estimate:
         """The mean of a figure of ``MEASURES``; see :meth:`of_superpatches`."""
-        frames = self.of_superpatches(entries, measure, dataset)
+        frames = self.of_superpatches(entries, measure, dataset, scope, easy_negatives)
         return mean_over_superpatches(frames, self.spec["bootstrap"], self.spec["seed"])
 
-    def of_superpatches(self, entries: Entries, measure: str, dataset: str | None = None) -> list[pd.DataFrame]:
-        """A figure of ``MEASURES`` of every superpatch above the foreground floor, for each run: of one dataset, or of all."""
+    def of_superpatches(
+        self,
+        entries: Entries,
+        measure: str,
+        dataset: str | None = None,
+        scope: Scope = "superpatch",
+        easy_negatives: EasyNegatives = "out",
+    ) -> list[pd.DataFrame]:
+        """A figure of ``MEASURES`` of every superpatch, or of every stitched volume, which holds its easy negatives, for each
+        run: of one dataset, or of all. Of volumes ``n_superpatches`` counts the volumes."""
         frames = []
         for entry in entries:
             frame = self.reconstructions[entry["run"]]
             masked, region, metric = MEASURES[measure]
-            chosen = frame[(frame["metric"] == metric) & (frame["input_masked"] == masked) & ~frame["easy"].astype(bool)]
+            chosen = frame[(frame["metric"] == metric) & (frame["input_masked"] == masked) & (frame["scope"] == scope)]
+            chosen = chosen if easy_negatives == "in" else chosen[~chosen["easy"].astype(bool)]
             chosen = chosen if region is None else chosen[chosen["region"] == region]
             frames.append(chosen if dataset is None else chosen[chosen["dataset"] == dataset])
         return frames
@@ -181,12 +201,9 @@ class Measured:
         """Whether these networks were judged under a mask."""
         return any(bool(self.reconstructions[entry["run"]]["input_masked"].any()) for entry in entries)
 
-    def lpips(self, entries: Entries) -> float | None:
-        """LPIPS over all datasets, under the mask where there is one; None where it was not measured."""
-        found = self.rows_of(entries, metric="lpips", scope="superpatch", region="whole", easy_negatives="out")
-        found = found[found["input_masked"] == self.hides(entries)]
-        together = found[found["dataset"].str.count(r"\+") == found["dataset"].str.count(r"\+").max()]
-        return float(together.groupby("run")["value"].mean().mean()) if len(together) else None
+    def whole(self, entries: Entries, metric: str, dataset: str | None = None) -> Estimate:
+        """PSNR, SSIM or LPIPS of whole superpatches: pasted under the mask where there is one, else of the unmasked input."""
+        return self.reconstructed(entries, f"{metric}_{'whole' if self.hides(entries) else 'unmasked_input'}", dataset)
 
     def leakage(self, entries: Entries, dataset: str | None = None) -> str:
         """Whether these networks had seen what they are judged on (:mod:`nemesis.report.leakage`): one set, or all."""
@@ -226,7 +243,7 @@ def read_measured(spec: Mapping[str, Any], collected: Path) -> Measured:
         pd.read_parquet(collected / "rows.parquet"),
         {run: json.loads(text) for run, text in zip(runs["run"], runs["identity_json"], strict=True)},
         {run: Scores(frame) for run, frame in predictions.items()},
-        _by_run(collected / "reconstructions.parquet", ids, ["run", "dataset", "patient", "region", "metric"]),
+        _by_run(collected / "reconstructions.parquet", ids, ["run", "dataset", "patient", "scope", "region", "metric"]),
         pd.read_parquet(collected / "audit.parquet"),
         _by_run(collected / "segmentations.parquet", ids, []),
         pd.read_parquet(collected / "timings.parquet"),

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nemesis.evaluation.backbones import BACKBONES, how_to_get
 from nemesis.evaluation.statistics import Estimate
-from nemesis.report.render import MISSING, Table, number
+from nemesis.report.render import MISSING, Table, absent, number
 
 MEASURED, NOT_RUN = "measured", "not run"
 NOT_SCORABLE = "not scorable"  # run, but no organ has both classes in any test set
 NO_RECONSTRUCTION = "No method of this experiment reconstructs its input."
+NOT_MEASURED = "not measured"
 SIZES = ("n_patients", "n_superpatches")
 
 Record = dict[str, Any]
@@ -86,9 +88,21 @@ def pair(first: float | None, second: float | None, digits: int, more: int, sign
     return f"{number(first, digits, sign)} / {number(second, more, sign)}"
 
 
+def together(*values: float | None, sign: bool = False) -> str:
+    """PSNR, SSIM and LPIPS in one cell, as far as they go."""
+    if all(absent(value) for value in values):
+        return MISSING
+    return " / ".join(number(value, digits, sign) for value, digits in zip(values, (2, 3, 3), strict=False))
+
+
 def measured_text(record: Mapping[str, Any], text: str) -> str:
     """The text of a figure, or why there is none."""
     return text if record["status"] == MEASURED else str(record["status"])
+
+
+def lpips_text(value: float | None, beside: float | None) -> str:
+    """LPIPS; where it was not measured it says so, if the figure beside it was."""
+    return NOT_MEASURED if absent(value) and not absent(beside) else number(value, 3)
 
 
 def scaled(value: float | None) -> str:
@@ -170,6 +184,17 @@ def intervals_told(spec: Mapping[str, Any], estimates: Iterable[Estimate]) -> st
     told += [where + note for note in sorted({e.note for e in estimates if e.note})]
     sentence = "; ".join(told)
     return sentence[:1].upper() + sentence[1:] + "." * bool(sentence)
+
+
+def lpips_note(spec: Mapping[str, Any], values: Iterable[float | None]) -> str:
+    """What LPIPS is, or why there is none and what to do."""
+    network, backbone = spec["lpips"]["network"], BACKBONES[spec["lpips"]["network"]]
+    if not spec["lpips"]["sha256"]:
+        return how_to_get(network)
+    smallest = f"{backbone.title} takes slices of at least {backbone.smallest} voxels"
+    if all(absent(value) for value in values):
+        return f"LPIPS not measured: {smallest}, and here none has as many."
+    return f"LPIPS by {backbone.title}, the mean over axial, coronal and sagittal slices; smaller is nearer. {smallest}."
 
 
 def partly_note(fraction: float) -> list[str]:
