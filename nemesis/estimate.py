@@ -71,8 +71,8 @@ def evaluation(spec: Mapping[str, Any], volumes: Sequence[Size]) -> Estimate:
 
 def finetuning(spec: Mapping[str, Any]) -> Estimate:
     """A job of fine-tuning (:meth:`nemesis.experiment.Experiment.finetune_spec`): every training of the search, for organ
-    presence and, of a method that segments, for segmentation, whose forward pass is taken as the pretext's. Looks at the
-    validation, and the windows of a voxel size of the method's own, are not in it."""
+    presence and, of a method that segments, for segmentation. Looks at the validation, and the windows of a voxel size of the
+    method's own, are not in it."""
     identity, recipe, cost = spec["identity"], spec["finetune"], _cost(spec["identity"])
     draws = sum(1 if fraction == 1 else recipe["draws"] for fraction in recipe["label_fractions"])
     trainings = (recipe["folds_held_out"] or spec["folds"]) * draws * len(recipe["learning_rates"])
@@ -81,7 +81,8 @@ def finetuning(spec: Mapping[str, Any]) -> Estimate:
         more = (cost.pretext or 0) * own["steps"] * own["batch_size"]
     forward = [cost.encode] if "presence" in recipe["tasks"] else []
     if "segmentation" in recipe["tasks"] and find(identity["method"]).card.segments:
-        forward.append(cost.pretext or cost.encode)
+        shape = (identity["method"], canonical_json(identity["settings"]), identity["superpatch"])
+        forward.append(_segmenting(*shape, len(spec["organs"])))
     macs = sum(each * recipe["steps"] * recipe["batch_size"] + more for each in forward)
     return Estimate(FLOP_PER_MAC * PASSES_PER_STEP * macs * trainings, STATE * cost.parameters * BYTES_PER_NUMBER / MIB)
 
@@ -115,6 +116,13 @@ def assumptions(tflops: float, largest_checkpoint_mib: float) -> list[str]:
 
 def _cost(identity: Mapping[str, Any]) -> MethodCost:
     return _counted(identity["method"], canonical_json(identity["settings"]), identity["superpatch"])
+
+
+@cache
+def _segmenting(method: str, settings: str, superpatch: int, classes: int) -> int:
+    from nemesis.evaluation.downstream import segmenter_macs  # imports torch, which no other figure of a plan needs
+
+    return segmenter_macs(create(method, json.loads(settings), superpatch), classes)
 
 
 @cache

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from nemesis.section import Different, Positive, Section, key
 
-VERSION = 1  # stage version: raised whenever fine-tuning the same network gives other numbers
+VERSION = 2  # stage version: raised whenever fine-tuning the same network gives other numbers
 
 Arm = Literal["pretrained", "scratch", "scratch_matched"]
 Control = Literal["scratch", "scratch_matched"]
@@ -65,6 +65,13 @@ class Finetuning(Section):
         ge=0, le=1,
     )  # fmt: skip
     overlap: float = key(0.25, "Overlap of neighbouring windows where whole scans are segmented", "[0, 1)", ge=0, lt=1)
+    surface_tolerance_mm: float = key(
+        2.0,
+        "How far from the drawn surface of an organ a segmented one may lie to count as right, in the surface Dice; below the "
+        "voxels' size only what is drawn exactly counts",
+        "mm",
+        ge=0,
+    )
     precision: Literal["auto", "32-true", "bf16-mixed"] = key(
         "auto", "Arithmetic; auto is bf16-mixed where the device computes it, else 32-true"
     )

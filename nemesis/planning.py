@@ -263,7 +263,7 @@ def _evaluate_key(experiment: Experiment, run_id: str) -> str:
 def _finetune_key(spec: Mapping[str, Any]) -> str:
     """What a job of fine-tuning costs depends on; of the control at matched compute the pretraining's length, too."""
     identity, recipe = spec["identity"], spec["finetune"]
-    free = ("weight_decay", "clip_norm", "warmup_fraction", "fixed_learning_rate", "centred")
+    free = ("weight_decay", "clip_norm", "warmup_fraction", "fixed_learning_rate", "centred", "surface_tolerance_mm")
     cost = {name: value for name, value in recipe.items() if name not in free} | {"learning_rates": len(recipe["learning_rates"])}
     pretraining = {name: (identity["pretraining"] or {}).get(name) for name in ("steps", "batch_size")}
     run = [identity[name] for name in ("method", "settings", "superpatch")]

@@ -21,7 +21,7 @@ from nemesis.method import Method, MethodCard, Settings, create
 from nemesis.models.checkpoint import save_weights
 
 ORGANS = ["liver", "spleen", "left kidney"]
-RECIPE = {"steps": 6, "batch_size": 4, "learning_rates": [1e-3, 3e-3], "checks": 2, "precision": "32-true"}
+RECIPE = {"tasks": ["presence"], "steps": 6, "batch_size": 4, "learning_rates": [1e-3, 3e-3], "checks": 2, "precision": "32-true"}
 
 
 class SegmentingNetwork(nn.Module):

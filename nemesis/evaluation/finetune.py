@@ -30,6 +30,7 @@ from nemesis.data.samples import Labelling
 from nemesis.data.scans import Scans
 from nemesis.data.superpatches import evaluation_superpatches
 from nemesis.errors import Fault, NemesisError
+from nemesis.evaluation.agreement import UNITS
 from nemesis.evaluation.cost import counted
 from nemesis.evaluation.downstream import cost_rows, matched_steps, pretraining_macs, segmenter_macs
 from nemesis.evaluation.organs import LabelledScans, SegmentationTask
@@ -64,7 +65,8 @@ Record = dict[str, Any]
 
 
 def finetune(spec: Mapping[str, Any], index: Path, view: Path, device: str = "auto") -> None:
-    """Fine-tune one run's network in one arm; write rows, predictions, segmentations (a line per organ and scan) and timing.json.
+    """Fine-tune one run's network in one arm; write rows, predictions, segmentations (a line per organ, scan and figure; a
+    missed organ's distance is null) and timing.json.
 
     What was reached is saved in ``state`` beside them now and then, and a job that was killed goes on from there. The files are
     written when all is done, each atomically; on a CPU the same inputs and thread count give the same bytes (timing.json apart),
@@ -200,12 +202,12 @@ class _Job:
             place["selection"] = _selection(selects)
             for i in scans.of(problem.test):
                 case = self.scans.cases[i]
-                who = {"dataset": case.dataset, "patient": f"{case.dataset}/{case.patient}", "case": case.case, "metric": "dice"}
-                found = zip(organs, task.dice(network, i).tolist(), strict=True)
-                lines += [place | who | {"organ": organ, "value": value} for organ, value in found if not np.isnan(value)]
+                who = place | {"dataset": case.dataset, "patient": f"{case.dataset}/{case.patient}", "case": case.case}
+                found = task.judged(network, i, recipe.surface_tolerance_mm)
+                lines += [who | {"organ": organ, "metric": metric, "value": value} for organ, metric, value in found]
             rows += _chosen(problem, protocol, tuned, selects)
             rows.append(place | {"metric": "training_patients", "unit": "patients", "value": len(problem.train)})
-        rows += _dice_rows(lines)
+        rows += _organ_rows(lines)
         return lines, rows + self._costs(steps, of_step, recipe.batch_size * edge**3, protocol)
 
     def _network(self) -> nn.Module:
@@ -247,23 +249,32 @@ def _require_superpatches(task: PresenceTask, problem: Problem) -> None:
 
 
 def _chosen(problem: Problem, protocol: str, tuned: Tuned, selected: bool) -> Iterator[Record]:
-    """What was taken: the learning rate, the step and the validation's figure there."""
+    """What was taken, the learning rate and the step, and what every look at the inner validation said."""
     place = {"protocol": protocol, "label_fraction": problem.fraction, "draw": problem.draw, "fold": problem.fold}
-    place |= {"selection": _selection(selected), "step": tuned.step}
-    yield place | {"metric": "learning_rate", "value": tuned.learning_rate}
-    if selected:
-        yield place | {"metric": "validation", "value": tuned.validation}
+    place |= {"selection": _selection(selected)}
+    yield place | {"metric": "learning_rate", "step": tuned.step, "value": tuned.learning_rate}
+    for look in tuned.looks:
+        at = {"metric": "validation", "step": look.step, "learning_rate": look.learning_rate}
+        yield place | at | {"value": None if np.isnan(look.validation) else look.validation}
 
 
-def _dice_rows(lines: list[Record]) -> Iterator[Record]:
-    """Mean over the scans, of each organ in each (fold, draw)."""
+def _organ_rows(lines: list[Record]) -> Iterator[Record]:
+    """Of each organ in each (fold, draw): every figure's mean over the scans that have it; in how many scans it is there and
+    missed, so that it has no distance, and in how many it is seen though it is not there."""
     names = ("protocol", "selection", "label_fraction", "draw", "fold", "organ", "metric")
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for line in lines:
         groups.setdefault(tuple(line[name] for name in names), []).append(line)
     for key, group in groups.items():
-        mean = float(np.mean([line["value"] for line in group]))
-        yield dict(zip(names, key, strict=True)) | {"value": mean, "n_patients": len({line["patient"] for line in group})}
+        place, values = dict(zip(names, key, strict=True)), [line["value"] for line in group if line["value"] is not None]
+        if place["metric"] == "invented":
+            yield place | {"unit": "scans", "value": float(len(group))}
+            continue
+        if place["metric"] == "hd95":
+            yield place | {"metric": "missed", "unit": "scans", "value": float(len(group) - len(values))}
+        patients = len({line["patient"] for line in group if line["value"] is not None})
+        mean = float(np.mean(values)) if values else None
+        yield place | {"unit": UNITS[place["metric"]], "value": mean, "n_patients": patients}
 
 
 def _selection(selected: bool) -> str:

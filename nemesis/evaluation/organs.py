@@ -8,9 +8,8 @@ method with a voxel size of its own sees the scan's view, where the labels of th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from nemesis.data.samples import Labelling
 from nemesis.data.scans import Scans
 from nemesis.data.store import AIR, normalise, pad
 from nemesis.data.superpatches import draw_start
+from nemesis.evaluation.agreement import agreement, dice
 from nemesis.evaluation.features import batch_size
 from nemesis.evaluation.segmentation import dice_bce
 from nemesis.training.device import Precision, arithmetic
@@ -129,9 +129,20 @@ class SegmentationTask:
         return float(np.nanmean(each[:, with_one], axis=0).mean()) if with_one.any() else float("nan")
 
     def dice(self, module: nn.Module, i: int) -> Floats:
-        """(K,): see :func:`dice`; NaN, too, of organs that were not drawn in the scan."""
+        """(K,): see :func:`nemesis.evaluation.agreement.dice`; NaN, too, of organs that were not drawn in the scan."""
         found = dice(self.masks(module, i), self.scans.truth(i))
         return np.where(self.scans.labelling.known(i), found, np.nan)
+
+    def judged(self, module: nn.Module, i: int, tolerance: float) -> Iterator[tuple[str, str, float | None]]:
+        """(organ, metric, value) of scan ``i``: the figures of :func:`nemesis.evaluation.agreement.agreement` of every organ that
+        is there, and ``invented``, 1, of one that is not there but seen; nothing of those that were not drawn in the scan."""
+        masks, truth, known = self.masks(module, i), self.scans.truth(i), self.scans.labelling.known(i)
+        spacing = self.scans.scans.row(i)["spacing"]
+        for k, organ in enumerate(self.scans.labelling.classes):
+            if known[k] and (there := truth == k + 1).any():
+                yield from ((organ, *figure) for figure in agreement(masks[k], there, spacing, tolerance).items())
+            elif known[k] and masks[k].any():
+                yield organ, "invented", 1.0
 
     @torch.no_grad()
     def masks(self, module: nn.Module, i: int) -> NDArray[np.bool_]:
@@ -155,19 +166,6 @@ class SegmentationTask:
         if said.shape[2:] != native:
             said = functional.interpolate(said, native, mode="trilinear", align_corners=False)
         return np.asarray((said[0] > 0).numpy())
-
-
-def dice(masks: NDArray[np.bool_], classes: NDArray[np.integer[Any]]) -> Floats:
-    """(K,): 2 |A ∩ B| / (|A| + |B|) of masks (K, D, H, W) and classes (D, H, W), k where the k-th class is (from 1).
-
-    NaN where the truth has no voxel of a class.
-    """
-    found = np.full(len(masks), np.nan)
-    for k, mask in enumerate(masks):
-        truth = classes == k + 1
-        if drawn := int(truth.sum()):
-            found[k] = 2 * int((mask & truth).sum()) / (int(mask.sum()) + drawn)
-    return found
 
 
 def _three(values: list[int]) -> Position:

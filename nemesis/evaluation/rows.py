@@ -15,6 +15,7 @@ region          voxels that count: masked, visible, whole
 easy_negatives  whether superpatches under the foreground floor count: in, out
 input_masked    whether the network saw its input under the mask
 step            training step, where a number belongs to one
+learning_rate   peak learning rate of the training, where a number belongs to one of several
 metric, value   what was measured
 n_patients, n_superpatches   behind the value
 """
@@ -35,7 +36,13 @@ SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("run", "dataset", "protocol", "selection")]
     + [("label_fraction", pa.float64()), ("draw", pa.int64()), ("fold", pa.int64())]
     + [(name, pa.string()) for name in ("organ", "unit", "scope", "region", "easy_negatives")]
-    + [("input_masked", pa.bool_()), ("step", pa.int64()), ("metric", pa.string()), ("value", pa.float64())]
+    + [
+        ("input_masked", pa.bool_()),
+        ("step", pa.int64()),
+        ("learning_rate", pa.float64()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+    ]
     + [("n_patients", pa.int64()), ("n_superpatches", pa.int64())]
 )
 ROW_COLUMNS: list[str] = SCHEMA.names

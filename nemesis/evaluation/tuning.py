@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -50,6 +50,15 @@ class Task(Protocol[S]):
 
 
 @dataclass(frozen=True)
+class Look:
+    """What the inner validation said of a training after some of its steps; NaN: nothing that is finite."""
+
+    learning_rate: float
+    step: int
+    validation: float
+
+
+@dataclass(frozen=True)
 class Tuned:
     """The weights that were taken, and how they came about."""
 
@@ -57,6 +66,7 @@ class Tuned:
     learning_rate: float
     step: int  # steps after which they were looked at
     validation: float  # NaN: nothing was selected
+    looks: tuple[Look, ...] = ()  # of all trainings, in turn; none where nothing was selected
 
 
 @dataclass
@@ -68,6 +78,7 @@ class _State:
     network: Weights | None = None
     optimizer: dict[str, Any] | None = None
     best: dict[str, Any] | None = None  # the fields of Tuned
+    looks: list[tuple[float, int, float]] = field(default_factory=list)  # the fields of each Look
 
 
 class Tuning(Generic[S]):
@@ -115,7 +126,7 @@ class Tuning(Generic[S]):
             what = f"no learning rate of {', '.join(f'{rate:g}' for rate in self.rates)} gives finite figures"
             remedy = "Lower finetune.learning_rates (fixed_learning_rate), or use precision: 32-true"
             raise TrainingError(Fault(self.path.stem, what, remedy))
-        return Tuned(**state.best)
+        return Tuned(**state.best, looks=tuple(Look(*look) for look in state.looks))
 
     def _train(self, trial: int, state: _State, left: float) -> float:
         module, recipe, rate = self.task.module(), self.recipe, self.rates[trial]
@@ -161,6 +172,8 @@ class Tuning(Generic[S]):
             with torch.no_grad():
                 score = self.task.validate(module)
             module.train()
+        if self.selects:
+            state.looks.append((rate, step, score))
         what = f"validation {score:.4f}" if self.selects and finite else "" if finite else "diverged"
         print(f"{self.path.stem}: rate {rate:g}, step {step}/{self.steps}, loss {loss:.4f} {what}".rstrip(), flush=True)
         best = state.best

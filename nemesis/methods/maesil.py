@@ -44,6 +44,7 @@ class Maesil(MaskedAutoencoderMethod[MaesilSettings]):
         version=1,
         pretext=True,
         reconstructs=True,
+        segments=True,
         smallest_input=16,
         native_input="128³ superpatch, axes (D, H, W), HU [−175, 250] → [0, 1], native spacing",
         small={"patch": 4, "embed_dim": 64, "depth": 1, "heads": 4, "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 4},

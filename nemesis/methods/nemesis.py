@@ -132,6 +132,12 @@ class NemesisEncoderMethod(Method[E_]):
         """See :meth:`Method.check`."""
         _ = self.architecture
 
+    def segmenter(self, network: Any, classes: int) -> nn.Module:
+        """See :meth:`Method.segmenter`: the encoder under a decoder in the style of UNETR."""
+        from nemesis.models.unetr import Unetr
+
+        return Unetr(getattr(network, "encoder", network), classes)
+
 
 class MaskedAutoencoderMethod(NemesisEncoderMethod[M_]):
     """Masked reconstruction on the NEMESIS network: its pretext, features and reconstructions."""
@@ -196,6 +202,7 @@ class Nemesis(MaskedAutoencoderMethod[NemesisSettings]):
         version=1,
         pretext=True,
         reconstructs=True,
+        segments=True,
         smallest_input=16,
         native_input="128³ superpatch, axes (D, H, W), HU [−175, 250] → [0, 1], native spacing",
         small={"patch": 4, "embed_dim": 64, "depth": 1, "heads": 4, "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 4},

@@ -23,6 +23,7 @@ class RandomViT(NemesisEncoderMethod[EncoderSettings]):
         version=1,
         pretext=False,
         reconstructs=False,
+        segments=True,
         smallest_input=16,
         native_input="as NEMESIS",
         small={"patch": 4, "embed_dim": 64, "depth": 1, "heads": 4},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -76,9 +77,20 @@ class Encoder(nn.Module):
 
     def encode(self, patches: Tensor, keep: Tensor) -> Tensor:
         """Visible patches (B, T'·n, p_d, p_h·p_w·C) and their token numbers (B, T', n) → tokens (B, T', n, E)."""
+        return self.norm(self.blocks(self._embedded(patches, keep)))
+
+    def _embedded(self, patches: Tensor, keep: Tensor) -> Tensor:
         embedded = self.adaptive_agg(patches) if hasattr(self, "adaptive_agg") else self.patch_embed(patches.flatten(2))
         x = embedded + self.pe_scale * self.positions[keep.flatten(1)]
-        return self.norm(self.blocks(x.view(*keep.shape, -1)))
+        return x.view(*keep.shape, -1)
+
+    def grids(self, voxels: Tensor, after: Sequence[int]) -> list[Tensor]:
+        """Superpatches (B, C, D, H, W), nothing masked → the tokens on their grid (B, E, d, h, w): after so many blocks, each,
+        and the final ones."""
+        keep = nothing_masked(self.grid, len(voxels), voxels.device).keep
+        states = list(self.blocks.states(self._embedded(self.patches(voxels), keep)))
+        chosen = [*(states[n - 1] for n in after), self.norm(states[-1])]
+        return [tokens.reshape(len(voxels), *self.grid, -1).permute(0, 4, 1, 2, 3) for tokens in chosen]
 
     def embed(self, voxels: Tensor) -> Tensor:
         """Superpatches (B, C, D, H, W) → the mean over their final tokens (B, E), nothing masked."""

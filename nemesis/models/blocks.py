@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -133,8 +134,17 @@ class Blocks(nn.ModuleList):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, n, E) → (B, T, n, E)."""
         for block in self:
-            x = checkpoint(block, x, use_reentrant=False) if self.recompute and self.training else block(x)
+            x = self._through(block, x)
         return x
+
+    def states(self, x: Tensor) -> Iterator[Tensor]:
+        """The same tokens after each block."""
+        for block in self:
+            x = self._through(block, x)
+            yield x
+
+    def _through(self, block: nn.Module, x: Tensor) -> Tensor:
+        return checkpoint(block, x, use_reentrant=False) if self.recompute and self.training else block(x)
 
 
 def initialise(network: nn.Module) -> None:

@@ -250,7 +250,8 @@ def test_finetuning(tmp_path):
     try:
         cohort = labelled_phantoms(tmp_path / "cohort", 6)
         for name in ("nemesis", "segmenting"):
-            fine_tune(job(cohort, tmp_path / name, name, folds_held_out=2, label_fractions=[0.5, 1.0]))
+            both = {"tasks": ["presence", "segmentation"], "folds_held_out": 2, "label_fractions": [0.5, 1.0]}
+            fine_tune(job(cohort, tmp_path / name, name, **both))
     finally:
         _registry.pop("segmenting")
     values = {}

@@ -16,7 +16,7 @@ from nemesis.data.superpatches import evaluation_superpatches
 from nemesis.errors import NemesisError
 from nemesis.evaluation.cost import MethodCost
 from nemesis.evaluation.downstream import cost_rows, matched_steps, pretraining_macs, segmenter_macs
-from nemesis.evaluation.organs import LabelledScans, SegmentationTask, dice
+from nemesis.evaluation.organs import LabelledScans, SegmentationTask
 from nemesis.evaluation.presence import Presence, Windows, masked_bce
 from nemesis.evaluation.statistics import mean_over_organs
 from nemesis.evaluation.tuning import Tuning
@@ -94,24 +94,14 @@ def test_the_best_look_is_taken_and_one_that_says_nothing_has_no_say(tmp_path, l
     recipe = Finetuning(steps=3, checks=3, learning_rates=[1e-3])
     tuned = Tuning(Told(looks), recipe, 3, True, 0, tmp_path / "state.pt", torch.device("cpu"), "32-true").run()
     assert tuned.step == taken and tuned.validation == looks[taken - 1]
+    assert [(look.learning_rate, look.step) for look in tuned.looks] == [(1e-3, 1), (1e-3, 2), (1e-3, 3)]
+    np.testing.assert_array_equal([look.validation for look in tuned.looks], looks)
 
 
 def test_predictions_that_are_never_finite_are_told(tmp_path):
     recipe = Finetuning(steps=2, checks=2, learning_rates=[1e-3])
     with pytest.raises(NemesisError, match="gives finite figures"):
         Tuning(Told([math.nan] * 2), recipe, 2, True, 0, tmp_path / "state.pt", torch.device("cpu"), "32-true").run()
-
-
-def test_dice_by_hand():
-    truth = np.zeros((2, 3, 4), np.uint8)
-    truth[0, 0, :] = 1  # 4 voxels
-    truth[1, 1, :2] = 2  # 2 voxels
-    masks = np.zeros((3, 2, 3, 4), bool)
-    masks[0, 0, 0, 2:] = True  # 2 of them
-    masks[0, 1, 2, 0] = True  # and a wrong one: 2 · 2 / (3 + 4)
-    masks[2] = True
-    assert dice(masks, truth)[:2].tolist() == pytest.approx([4 / 7, 0.0])
-    assert np.isnan(dice(masks, truth)[2]), "an organ that is not there has no Dice"
 
 
 def test_crops_hold_the_labels_of_their_own_voxels(scans):

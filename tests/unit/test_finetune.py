@@ -161,8 +161,36 @@ def test_a_network_that_segments_is_judged_on_whole_scans(cohort, tmp_path, segm
     fine_tune(spec)
     lines = pd.read_parquet(tmp_path / "out" / "segmentations.parquet")
     assert set(lines["protocol"]) == {"segment"} and set(lines["organ"]) <= set(ORGANS) and lines["patient"].nunique() == 2
+    lines = lines[lines["metric"] == "dice"]
     assert lines["value"].between(0, 1).all()
     assert lines[lines["organ"] == "liver"]["value"].mean() > 0.2, "two convolutions find bright voxels"
     rows = rows_of(tmp_path / "out", metric="dice", organ="liver")
     assert rows["value"].item() == pytest.approx(lines[lines["organ"] == "liver"]["value"].mean())
     assert len(pd.read_parquet(tmp_path / "out" / "predictions.parquet")) == 0
+
+
+def test_surfaces_are_judged_beside_dice_and_what_is_missed_or_invented_is_counted(cohort, tmp_path, segmenting):
+    recipe = {"tasks": ["segmentation"], "learning_rates": [1e-8], "checks": 1, "surface_tolerance_mm": 1e3}
+    fine_tune(job(cohort, tmp_path / "out", "segmenting", **recipe))
+    lines = pd.read_parquet(tmp_path / "out" / "segmentations.parquet")
+    figures = lines.pivot_table("value", ["patient", "organ"], "metric", dropna=False)
+    assert {"dice", "hd95", "surface_dice"} <= set(figures)
+    missed = figures["hd95"].isna()
+    assert missed.any() and not missed.all(), "an untrained network sees some organs nowhere, others everywhere"
+    assert (figures[missed][["dice", "surface_dice"]] == 0).all(axis=None)
+    assert (figures[~missed]["hd95"] > 0).all() and (figures[~missed]["surface_dice"] == 1).all(), "all is within a metre"
+    for organ, part in figures.groupby("organ"):
+        rows = rows_of(tmp_path / "out", organ=organ).set_index("metric")
+        assert rows.loc["missed", "value"] == part["hd95"].isna().sum() and rows.loc["hd95", "unit"] == "mm"
+        assert rows.loc["hd95", "value"] == pytest.approx(part["hd95"].mean(), nan_ok=True)
+        assert rows.loc["hd95", "n_patients"] == part["hd95"].notna().sum()
+
+
+def test_every_look_at_the_inner_validation_is_a_row(cohort, tmp_path):
+    fine_tune(job(cohort, tmp_path / "out", learning_rates=[1e-3, 3e-3]))
+    looks = rows_of(tmp_path / "out", metric="validation")
+    assert list(zip(looks["learning_rate"], looks["step"], strict=True)) == [(1e-3, 3), (1e-3, 6), (3e-3, 3), (3e-3, 6)]
+    assert set(looks["selection"]) == {"inner validation"} and set(looks["protocol"]) == {"finetune"}
+    (taken,) = rows_of(tmp_path / "out", metric="learning_rate").itertuples()
+    best = looks[(looks["learning_rate"] == taken.value) & (looks["step"] == taken.step)]["value"].item()
+    assert best == looks["value"].max()

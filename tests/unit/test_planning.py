@@ -8,6 +8,7 @@ import yaml
 
 from nemesis import estimate, planning
 from nemesis.evaluation.cost import VOLUME, superpatches
+from nemesis.evaluation.downstream import segmenter_macs
 from nemesis.evaluation.formula import by_formula
 from nemesis.experiment import plan
 from nemesis.method import create
@@ -101,8 +102,9 @@ def test_fine_tuning_is_estimated_by_its_trainings_and_told_as_recorded(planned)
     cost = estimate._cost(run.identity)
     one, matched = (job_of(experiment, "finetune_encoder", name, NOTHING | {"finetune_encoder": {}}).cost
                     for name in (pretrained, control))  # fmt: skip
-    assert one.flop == 6 * (2 * 2) * 40 * cost.encode and method.card.pretext
-    assert matched.flop == one.flop + 6 * (2 * 2) * 70 * 4 * cost.pretext
+    segmenter = segmenter_macs(method, len(experiment.config.organs))
+    assert one.flop == 6 * (2 * 2) * 40 * (cost.encode + segmenter) and method.card.pretext
+    assert matched.flop == one.flop + 2 * 6 * (2 * 2) * 70 * 4 * cost.pretext, "for organ presence and for segmentation"
     key = planning._finetune_key(experiment.finetune_spec(pretrained))
     recorded = NOTHING | {"finetune_encoder": {key: {"seconds": 33.0, "memory_mib": 700}}}
     assert job_of(experiment, "finetune_encoder", pretrained, recorded).cost.seconds == 33.0
