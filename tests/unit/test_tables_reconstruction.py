@@ -91,7 +91,7 @@ def test_stitched_volumes_have_figures_of_their_own_with_an_interval_over_patien
         told = [float(row[f"{name}{end}"]) for end in ("", "_low", "_high")]
         assert told == pytest.approx([estimate.point, estimate.low, estimate.high])
         assert told[1] < told[0] < told[2]
-    assert (row["n_patients"], row["n_superpatches"]) == ("10", "10")  # ten volumes
+    assert (row["n_patients"], row["n_superpatches"]) == ("24", "24")  # a volume of each
 
 
 def test_unmasked_input_is_judged_on_the_voxels_that_the_mask_would_hide_too(report, measured):
@@ -117,7 +117,7 @@ def test_every_number_of_superpatches_is_that_of_its_figure(measured):
         for place in ((False, "psnr"), (True, "psnr", "masked"), (True, "ssim"))
     )
     assert len({all_of, left, with_ssim}) == 3
-    assert [row[-1] for row in table.rows] == [str(left), "10", str(all_of), "10"]
+    assert [row[-1] for row in table.rows] == [str(left), "24", str(all_of), "24"]
     told = next(note for note in table.notes if note.startswith("Averaged"))
     assert f"NEMESIS on phantom, superpatch, {all_of} (hidden, PSNR pasted, " in told
     assert f"{with_ssim} (SSIM pasted)" in told and "stitched" not in told
