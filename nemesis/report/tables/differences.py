@@ -13,9 +13,10 @@ from scipy.stats import t as student
 
 from nemesis.evaluation.cells import Metric
 from nemesis.evaluation.cost import FLOP_PER_MAC, superpatches
-from nemesis.evaluation.statistics import LEVEL, Estimate, Scores, paired_difference, summarise
+from nemesis.evaluation.statistics import LEVEL, Estimate, Scores, mean_over_organs, paired_difference, summarise
 from nemesis.finetuning import protocol_of
 from nemesis.report.claims import Metric as ClaimedMetric
+from nemesis.report.claims import Side
 from nemesis.report.tables.measured import Measured
 from nemesis.report.tables.sides import Found, NotMeasured, dataset_of
 from nemesis.report.verdicts import exactly
@@ -47,7 +48,7 @@ class Differences:
             assert other is not None  # a number of steps by itself says nothing
             found = self._steps(left, other)
         elif metric == "dice":
-            found = self.measured.dice(self._dice(left), self._dice(other) if other else ())
+            found = self._mean(self._dice(left), self._dice(other) if other else ())
         elif metric in get_args(Metric):
             found = self._presence(cast(Metric, metric), left, other)
         else:
@@ -61,44 +62,58 @@ class Differences:
         sides = [found for found in (left, right) if found]
         if len({self.measured.identities[found.entries[0]["run"]]["superpatch"] for found in sides}) > 1:
             raise NotMeasured("the sides are scored on superpatches of different sizes")
-        at = [[frame[frame["label_fraction"] == f.side.fraction] for frame in self._predictions(f)] for f in sides]
+        at = [[_at(frame, f.side.fraction) for frame in self._predictions(f)] for f in sides]
         if not (folds := frozenset(set.intersection(*(set(frame["fold"].unique()) for side in at for frame in side)))):
             raise NotMeasured(f"{' and '.join(found.name for found in sides)} were tested on different folds")
         # the draws of the lesser share of labels say what other training patients would change
         fraction, fewest = min(((f.side.fraction, side[0]) for f, side in zip(sides, at, strict=True)), key=lambda pair: pair[0])
         draws = frozenset(fewest["draw"].unique())
-        scores = [self._scores_of(found, folds, fraction, draws) for found in sides]
+        protocol = _protocol(left.side) if len({_protocol(found.side) for found in sides}) == 1 else SHARED
+        scores = [self._scores_of(found, protocol, folds, fraction, draws) for found in sides]
         resamples, seed = self.measured.spec["bootstrap"], self.measured.spec["seed"]
         if right is None:
-            return summarise(scores[0], SHARED, fraction, metric, resamples=resamples, seed=seed)
-        return paired_difference(scores[0], scores[1], SHARED, fraction, metric, resamples=resamples, seed=seed)
+            return summarise(scores[0], protocol, fraction, metric, resamples=resamples, seed=seed)
+        return paired_difference(scores[0], scores[1], protocol, fraction, metric, resamples=resamples, seed=seed)
 
-    def _scores_of(self, found: Found, folds: frozenset[Any], fraction: float, draws: frozenset[Any]) -> list[Scores]:
-        """Filed under ``SHARED`` and this label fraction; what is of more labels, of which there is one draw, stands beside every
-        draw."""
-        side = found.side
-        key = (tuple(entry["run"] for entry in found.entries), side.protocol, side.arm, side.fraction, folds, fraction, draws)
+    def _scores_of(
+        self, found: Found, protocol: str, folds: frozenset[Any], fraction: float, draws: frozenset[Any]
+    ) -> list[Scores]:
+        """Filed under this protocol and label fraction; what is of more labels, of which there is one draw, stands beside every
+        draw. What is filed so and tested there alone is taken as it is: other tables have resampled it already."""
+        side, predictions = found.side, self._predictions(found)
+        own = frozenset(fold for frame in predictions for fold in _at(frame, side.fraction)["fold"].unique())
+        if protocol == _protocol(side) and fraction == side.fraction and folds >= own:
+            return self._runs(found)
+        key = (tuple(entry["run"] for entry in found.entries), _protocol(side), side.fraction, protocol, folds, fraction, draws)
         if key not in self._scores:
-            frames = [frame[frame["fold"].isin(folds)].assign(protocol=SHARED) for frame in self._predictions(found)]
+            frames = [frame[frame["fold"].isin(folds)].assign(protocol=protocol) for frame in predictions]
             if side.fraction != fraction:
-                frames = [frame[frame["label_fraction"] == side.fraction].assign(label_fraction=fraction) for frame in frames]
-                frames = [_beside(frame, draws) for frame in frames]
+                frames = [_beside(_at(frame, side.fraction).assign(label_fraction=fraction), draws) for frame in frames]
             self._scores[key] = [Scores(frame) for frame in frames]
         return self._scores[key]
 
     def _predictions(self, found: Found) -> list[pd.DataFrame]:
-        """At every label fraction, of the runs that have the side's."""
+        """By the side's protocol, at every label fraction."""
+        frames = [run.predictions for run in self._runs(found)]
+        return [frame[frame["protocol"] == _protocol(found.side)] for frame in frames]
+
+    def _runs(self, found: Found) -> list[Scores]:
+        """Those that have the side's protocol and label fraction."""
         side = found.side
-        tuned = side.protocol == "finetune"
-        wanted = protocol_of("presence", side.arm) if tuned else side.protocol or "linear"
-        frames = [scores.predictions for scores in self.measured.scores(found.entries)]
-        chosen = [frame[frame["protocol"] == wanted] for frame in frames]
-        if not (chosen := [frame for frame in chosen if (frame["label_fraction"] == side.fraction).any()]):
-            keys = "`finetune.label_fractions`" if tuned else "`probe.protocols`, `probe.label_fractions`"
+        runs = [
+            run
+            for run in self.measured.scores(found.entries)
+            if (_at(run.predictions, side.fraction)["protocol"] == _protocol(side)).any()
+        ]
+        if not runs:
+            keys = "`finetune.label_fractions`" if side.protocol == "finetune" else "`probe.protocols`, `probe.label_fractions`"
             raise NotMeasured(f"no {found.name} ({keys if side.arm == 'pretrained' else '`finetune.controls`'})")
-        return chosen
+        return runs
 
     # ------------------------------------------------------------------------------- segmentation and reconstruction
+
+    def _mean(self, ours: Sequence[pd.DataFrame], theirs: Sequence[pd.DataFrame] = ()) -> Estimate:
+        return mean_over_organs(ours, theirs, self.measured.spec["bootstrap"], self.measured.spec["seed"])
 
     def _dice(self, found: Found) -> list[pd.DataFrame]:
         frames = self.measured.segmented(found.entries, found.side.arm, found.side.fraction)
@@ -111,13 +126,13 @@ class Differences:
         """Of superpatches: paired over the patients of both sides, or where these are different people as two samples."""
         ours = self._figures(metric, left)
         if right is None:
-            return self.measured.dice(ours)
+            return self._mean(ours)
         theirs = self._figures(metric, right)
         common = set.intersection(*(set(frame["patient"].unique()) for frame in (*ours, *theirs)))
         if not common:
-            return _unpaired(self.measured.dice(ours), self.measured.dice(theirs))
+            return _unpaired(self._mean(ours), self._mean(theirs))
         both = [[frame[frame["patient"].isin(common)] for frame in side] for side in (ours, theirs)]
-        return self.measured.dice(*both)
+        return self._mean(*both)
 
     def _figures(self, metric: str, found: Found) -> list[pd.DataFrame]:
         """A line per superpatch, as of one organ: so the mean over organs is the mean over superpatches."""
@@ -156,6 +171,15 @@ class Differences:
         if not (curves := {key: curve for key, curve in curves.items() if len(curve) > 1}):
             raise NotMeasured(f"no validation at several steps of the segmentation by {found.name} (`finetune.checks`)")
         return curves
+
+
+def _protocol(side: Side) -> str:
+    """What predictions call it."""
+    return protocol_of("presence", side.arm) if side.protocol == "finetune" else side.protocol or "linear"
+
+
+def _at(predictions: pd.DataFrame, fraction: float) -> pd.DataFrame:
+    return predictions[predictions["label_fraction"] == fraction]
 
 
 def _beside(predictions: pd.DataFrame, draws: frozenset[Any]) -> pd.DataFrame:
