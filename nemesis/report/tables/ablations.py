@@ -26,6 +26,7 @@ from nemesis.report.tables.pieces import (
     figures,
     interval_notes,
     measured_text,
+    organs_note,
     p_text,
     pair,
     percent,
@@ -149,6 +150,7 @@ def _printed(measured: Measured, records: list[Record], first: str, seen: Sequen
         "effective share of tokens. Variants that hide other shares, or other shapes, are asked different questions: compare a "
         "PSNR with the fill beside it before comparing it with another row's.",
         *([f"Superpatches of another size are other superpatches: no difference is taken of {other}."] if other else []),
+        organs_note(spec, measured.rows_of([e for own in measured.labels("ablations").values() for e in own]), fraction),
         *interval_notes(spec, seen),
         "p is that of the paired difference, adjusted within this table after Holm; intervals and p are over patients "
         "and do not hold how much another seed would change.",
