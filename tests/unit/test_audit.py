@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from report_experiment import make_experiment
 from small_scans import save
 
 from nemesis.config import Preparation
@@ -23,6 +24,8 @@ from nemesis.data.signature import signature
 from nemesis.datasets import ScanFiles
 from nemesis.errors import NemesisError
 from nemesis.experiment import plan
+from nemesis.report.collect import collect
+from nemesis.report.tables import read_measured, tables
 
 SUBJECTS = 6
 DISGUISED = ("copy", "resampled", "cropped")  # of subjects 0, 1 and 2: in another dataset, under names of their own
@@ -113,6 +116,19 @@ def test_evaluation_patients_who_are_one_would_leak_across_folds(cohort, tmp_pat
     (fault,) = caught.value.faults
     assert fault.where == "own/p1" and "another evaluation patient's, too, as other/resampled" in fault.what
     assert "`exclude: [other/resampled]`" in fault.remedy and "transductive" not in fault.remedy
+
+
+def test_a_test_patient_who_was_pretrained_on_under_another_name_is_told_beside_every_result(cohort, tmp_path):
+    """From the scans to the printed tables: whoever goes on all the same (transductive) finds it in the leakage column."""
+    spec = make_experiment(tmp_path, ("own", "b")) | {"audit": str(tmp_path / "found.json"), "transductive": 1}
+    pools = specification(cohort, tmp_path, OTHERS[:1], OWN[:3], transductive=True, out=spec["audit"])
+    audit(pools)
+    collect(spec, tmp_path / "collected")
+    main = next(table for table in tables(read_measured(spec, tmp_path / "collected")) if table.name == "main")
+    told = dict(zip(main.data["method"], main.data["leakage"], strict=True))
+    assert told["NEMESIS"] == told["Auto_encoder & co"] == "transductive: own; clean: b"
+    assert told["Random ViT"] == "clean"  # it saw no scan
+    assert "TRANSDUCTIVE: encoders were pretrained on scans of 1 evaluation patient, too" in main.caption
 
 
 def test_a_signature_that_is_gone_is_told_with_what_to_do(cohort, tmp_path):

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from report_experiment import make_experiment
 
 from nemesis.config import Config
@@ -285,6 +287,26 @@ def test_numbers_and_intervals():
     assert number(float("nan"), 2) == number(None, 2) == "–"
     assert interval({"x": 0.5, "x_low": 0.4, "x_high": 0.6}, "x", 2) == "0.50 [0.40, 0.60]"
     assert interval({"x": 0.5, "x_low": None, "x_high": None}, "x", 2) == "0.50"
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=8))
+def test_holm_by_its_definition(values):
+    """The smallest level at which the step-down procedure, from the smallest p on, rejects each hypothesis."""
+    known = [p for p in values if p is not None]
+
+    def rejected(level):
+        for rank, p in enumerate(sorted(known)):
+            if p > level / (len(known) - rank):
+                return sorted(known)[:rank]
+        return known
+
+    for p, adjusted in zip(values, holm(values), strict=True):
+        if p is None:
+            assert adjusted is None
+            continue
+        levels = sorted({min(1.0, other * factor) for other in known for factor in range(1, len(known) + 1)} | {1.0})
+        level = next((level for level in levels if p in rejected(level * (1 + 1e-12))), 1.0)
+        assert adjusted == pytest.approx(level)
 
 
 def test_holm():

@@ -67,3 +67,18 @@ def test_a_hidden_scan_stops_the_workflow_and_each_remedy_lets_it_go_on(place):
 
     write(place, transductive=True, accept=["evaluated/a1"])  # an audit that is made again repeats no training
     assert set(place.plan("pretrain_all").jobs) == {"check_cohort", "audit_pools", "pretrain_all"}
+
+
+def test_a_test_patient_who_would_train_under_another_name_stops_the_workflow(place):
+    """Two names in the evaluation pool would put one scan among the training and the test patients of a fold."""
+    subject, folder = make_subject(1, OWN.index("a3"), 8.0), place.folder / "scans" / "evaluated" / "somebody"
+    piece = slice(0, subject.hu.shape[2] * 2 // 3)
+    save(folder / "image.nii.gz", np.clip(subject.hu[:, :, piece], -175, 250), subject.spacing)
+    save(folder / "label.nii.gz", subject.labels[:, :, piece], subject.spacing)
+    write(place, exclude=["pretrained/hidden"], transductive=True)  # which would not excuse it
+    done = place.snakemake("pretrain_all")
+    assert done.rc != 0 and "Traceback" not in done.text
+    told = "evaluated/a3: would be another evaluation patient's, too, as evaluated/somebody (the same acquisition by signature"
+    assert done.text.count(told) == 1, done.text
+    assert "`exclude: [evaluated/somebody]`, for it leaks across folds" in done.text
+    assert not (place.results / "runs").exists()

@@ -28,6 +28,7 @@ from nemesis.report.tables.pieces import (
     lpips_note,
     lpips_text,
     measured_text,
+    organs_note,
     p_text,
     percent,
     pools_text,
@@ -151,6 +152,7 @@ def _printed(measured: Measured, records: list[Record], first: str, seen: Sequen
         "PSNR with the fill beside it before comparing it with another row's.",
         *([f"Superpatches of another size are other superpatches: no difference is taken of {other}."] if other else []),
         lpips_note(spec, [r["lpips_whole"] for r in records]),
+        organs_note(spec, measured.rows_of([e for own in measured.labels("ablations").values() for e in own]), fraction),
         *interval_notes(spec, seen),
         "p is that of the paired difference, adjusted within this table after Holm; intervals and p are over patients "
         "and do not hold how much another seed would change.",

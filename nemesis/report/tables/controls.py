@@ -23,6 +23,7 @@ from nemesis.report.tables.pieces import (
     difference_figures,
     figures,
     intervals_told,
+    organs_note,
     p_text,
     pools_text,
     share,
@@ -105,6 +106,11 @@ def controls_table(measured: Measured) -> Table:
         "trained for so many steps more that a training costs what pretraining and fine-tuning cost together; what published "
         "weights cost is not known. TFLOP: 10¹² FLOP of one training, counted on the network (2 per multiply–accumulate, three "
         "passes a step); the search takes as many trainings for every arm.",
+        *(
+            [organs_note(spec, measured.rows_of(spec["runs"]), presence[-1])]
+            if (presence := measured.fractions_of("finetune"))
+            else []
+        ),
         intervals_told(spec, seen),
         "Differences are paired over the same patients; p is adjusted within this table after Holm; neither holds how much "
         "another seed would change.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -27,6 +26,7 @@ from nemesis.report.tables.pieces import (
     figures,
     interval_notes,
     measured_text,
+    organs_note,
     p_text,
     pair,
     partly_note,
@@ -78,7 +78,7 @@ def main_table(measured: Measured) -> Table:
     name = reference or "NEMESIS"
     columns = (
         "method", "protocol", "leakage", "AUROC [95 % CI]", "published", "Δ published", "F1 at 0.5 / tuned", "published F1",
-        "average precision", f"Δ AUROC to {name} [95 % CI]", "p (Holm)", "AUROC with easy negatives",
+        "average precision", f"Δ AUROC to {name} [95 % CI]", "p (Holm)", "AUROC with easy negatives", "seeds: SD of AUROC",
         "pretraining: voxels / FLOP",
     )  # fmt: skip
     printed = []
@@ -90,7 +90,7 @@ def main_table(measured: Measured) -> Table:
             number(r["auroc_minus_published"], 3, sign=True),
             pair(r["f1"], r["f1_tuned"], 3, 3), number(r["published_f1"], 3), number(r["average_precision"], 3),
             interval(r, "difference", 3, sign=True) if compared else "reference", p_text(r["difference_p_holm"]),
-            number(r["auroc_easy_in"], 3), _spent(r),
+            number(r["auroc_easy_in"], 3), _seeds(r), _spent(r),
         ))  # fmt: skip
     fraction, tuned = measured.fractions[-1], "finetune" in probed
     also = f", and by networks fine-tuned at {share(largest['finetune'])} of them" if tuned else ""
@@ -102,8 +102,8 @@ def main_table(measured: Measured) -> Table:
         published_note(spec, NEMESIS, PUBLISHED_ON, "the same protocol"),
         *partly_note(fraction),
         *tuning_notes(measured, "finetune"),
-        _organs_note(spec, rows, fraction),
-        "Superpatches that are nearly empty (easy negatives) are left out, but in the last column.",
+        organs_note(spec, rows, fraction),
+        "Superpatches that are nearly empty (easy negatives) are left out, but in the column that says so.",
         *interval_notes(spec, seen.values()),
         _seeds_note(measured, seen),
         *_chance_notes(rows, [fraction]),
@@ -156,6 +156,7 @@ def fractions_table(measured: Measured) -> Table:
     )
     notes = [
         published_note(spec, NEMESIS, PUBLISHED_ON, "the same protocol"),
+        organs_note(spec, rows, fractions[-1]),
         *_training_notes(rows, fractions),
         *tuning_notes(measured, "finetune"),
         *interval_notes(spec, seen),
@@ -174,6 +175,13 @@ def _record(method: str, protocol: str, status: str, fraction: float | None = No
     return record if fraction is None else record | {"label_fraction": fraction}
 
 
+def _seeds(record: Record) -> str:
+    """How many were trained, and how far they are apart."""
+    if record["status"] == NOT_RUN:
+        return MISSING
+    return f"{record['seeds']}: {number(record['auroc_seed_sd'], 3) if record['seeds'] > 1 else 'not measured'}"
+
+
 def _spent(record: Record) -> str:
     """What was pretrained on, and for how much computing."""
     voxels, flop = record["pretraining_voxels"], record["pretraining_flop"]
@@ -186,24 +194,6 @@ def _status(measured: Measured, estimate: Estimate, entries: Entries, protocol: 
     frames = [scores.predictions for scores in measured.scores(entries)]
     probed = any(((frame["protocol"] == protocol) & (frame["label_fraction"] == fraction)).any() for frame in frames)
     return NOT_SCORABLE if probed else NOT_RUN
-
-
-def _organs_note(spec: Mapping[str, Any], rows: pd.DataFrame, fraction: float) -> str:
-    """Which organs are averaged, with the share of superpatches that hold them."""
-    main = rows[rows["easy_negatives"] == "out"]
-    scores = main[(main["metric"] == "auroc") & (main["label_fraction"] == fraction)]
-    scored = set(scores["organ"])
-    shares = main[main["metric"] == "prevalence"].groupby("organ")["value"].first()
-    organs = spec["config"]["organs"]
-    told = ", ".join(f"{organ} {shares[organ]:.2f}" for organ in organs if organ in scored)
-    left = [organ for organ in organs if organ not in scored]
-    note = f"Mean over {len(scored)} organs, each with its prevalence: {told or 'none'}."
-    note += f" Without both classes in any test set, and left out: {', '.join(left)}." if left else ""
-    tuned = set(scores[scores["protocol"] == "finetune"]["organ"])
-    if tuned and tuned != scored:
-        lacking = [organ for organ in organs if organ in scored - tuned]
-        note += f" Fine-tuned rows, of fewer test patients, lack {', '.join(lacking)}."
-    return note
 
 
 def _seeds_note(measured: Measured, seen: Mapping[tuple[str, str], Estimate]) -> str:

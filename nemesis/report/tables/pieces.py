@@ -157,6 +157,24 @@ def pools_text(spec: Mapping[str, Any]) -> str:
     return "Pretraining and evaluation pools share no patient."
 
 
+def organs_note(spec: Mapping[str, Any], rows: pd.DataFrame, fraction: float) -> str:
+    """Which organs are averaged, with the share of superpatches that hold them."""
+    main = rows[rows["easy_negatives"] == "out"]
+    scores = main[(main["metric"] == "auroc") & (main["label_fraction"] == fraction)]
+    scored = set(scores["organ"])
+    shares = main[main["metric"] == "prevalence"].groupby("organ")["value"].first()
+    organs = spec["config"]["organs"]
+    told = ", ".join(f"{organ} {shares[organ]:.2f}" for organ in organs if organ in scored)
+    left = [organ for organ in organs if organ not in scored]
+    note = f"Mean over {len(scored)} organs, each with its prevalence: {told or 'none'}."
+    note += f" Without both classes in any test set, and left out: {', '.join(left)}." if left else ""
+    tuned = set(scores[scores["protocol"] == "finetune"]["organ"])
+    if tuned and tuned != scored:
+        lacking = [organ for organ in organs if organ in scored - tuned]
+        note += f" Fine-tuned rows, of fewer test patients, lack {', '.join(lacking)}."
+    return note
+
+
 def interval_notes(spec: Mapping[str, Any], estimates: Iterable[Estimate]) -> list[str]:
     """What a score is the mean of, and what its interval is, or why there is none."""
     estimates = list(estimates)

@@ -26,6 +26,7 @@ from nemesis.report.tables.pieces import (
     figures,
     interval_notes,
     measured_text,
+    organs_note,
     partly_note,
     percent,
     pools_text,
@@ -235,6 +236,7 @@ def _printed(
         f"{spec['config']['sweep']['method']} at other widths and mask ratios: organ presence by the linear probe at "
         f"{share(fraction)} of the labels, in {superpatches_of(spec)}. {' '.join(told)} {pools_text(spec)}"
     )
+    rows = measured.rows_of([e for own in measured.labels("sweep").values() for e in own])
     notes = [
         published_note(spec, NEMESIS, PUBLISHED_ON, "the same width and mask ratio"),
         *partly_note(fraction),
@@ -243,7 +245,7 @@ def _printed(
         *choice,
         f"The paper's text calls {TOLD_BEST[0]} / {TOLD_BEST[1]:g} best; by AUROC its own table's best is "
         f"{BEST_BY_AUROC[0]} / {BEST_BY_AUROC[1]:g}.",
-        *(interval_notes(spec, seen) if seen else []),
+        *([organs_note(spec, rows, fraction), *interval_notes(spec, seen)] if seen else []),
         LEAKAGE_NOTE,
         configuration_note(spec),
     ]
