@@ -88,8 +88,8 @@ class Suprem(Method[SupremSettings]):
 
     def build(self) -> nn.Module:
         """See :meth:`Method.build`; without classes (published weights alone need none) it has one output."""
-        from baselines.networks.heads import start_rare
         from baselines.networks.ras import HouseAxes
+        from nemesis.models.heads import start_rare
 
         backbone = self._backbone(max(1, len(self.settings.classes)))
         start_rare(backbone.get_submodule(LAST[self.settings.backbone]))
@@ -151,7 +151,7 @@ class Suprem(Method[SupremSettings]):
 
         from torch import nn
 
-        from baselines.networks.heads import start_rare
+        from nemesis.models.heads import start_rare
 
         # other modules on the same weights: the network keeps its own last layer
         shared = {id(tensor): tensor for tensor in itertools.chain(network.parameters(), network.buffers())}

@@ -158,10 +158,10 @@ class VoCo(Method[VoCoSettings]):
 
     def segmenter(self, network: Any, classes: int) -> nn.Module:
         """See :meth:`Method.segmenter`: SwinUNETR on the pretrained encoder; its decoder is new."""
-        from baselines.networks.heads import start_rare
         from baselines.networks.ras import HouseAxes
         from baselines.networks.swin import MULTIPLE, SMALLEST, swin_unetr
         from baselines.networks.voco import PARTS
+        from nemesis.models.heads import start_rare
 
         s, device = self.settings, next(network.parameters()).device
         unetr = swin_unetr(s.feature_size, s.window, classes, v2=True, recompute=s.recompute).to(device)

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
+from nemesis.evaluation import OPTIMISTIC, RELEASED_HEAD, RELEASED_HEAD_PEEKED
 from nemesis.evaluation.cells import METRICS, cell_score, cells
 from nemesis.evaluation.finetune import SEGMENTATIONS
 from nemesis.evaluation.reconstruction import RECONSTRUCTIONS
@@ -99,7 +100,13 @@ def make_experiment(root: Path, datasets: tuple[str, ...] = ("phantom",)) -> dic
     config = {"experiment": "small", "organs": list(ORGANS), "superpatch": 16, "pretraining": pretraining}
     config["datasets"] = [{"reader": "phantom", "name": name} for name in datasets]
     config["probe"] = {"folds": FOLDS}
-    config["finetune"] = {"batch_size": 4, "learning_rates": [1e-4, 1e-3], "checks": 2, "fixed_learning_rate": 3e-4}
+    config["finetune"] = {
+        "batch_size": 4,
+        "learning_rates": [1e-4, 1e-3],
+        "checks": 2,
+        "fixed_learning_rate": 3e-4,
+        "surface_tolerance_mm": 2.0,
+    }
     write_audit(root / "audit.json", [])
     return {
         "experiment": "small",
@@ -218,6 +225,8 @@ def _evaluation_folder(
                                 rows.append(place | {"metric": "validation_auroc", "value": value})
             lacking = {"metric": "chance_organs", "value": 3 if fraction < 1 else 0, "easy_negatives": "out"}
             rows.append({"protocol": protocol, "label_fraction": fraction} | lacking)
+    if whole:
+        _released_head(columns, rows, truth, easy, names, skill)
     for fraction, patients in zip(fractions, (2, 8)[-len(fractions) :], strict=True):
         for fold in range(FOLDS):
             place = {"label_fraction": fraction, "draw": 0, "fold": fold}
@@ -230,7 +239,8 @@ def _evaluation_folder(
         costs |= {"sample_voxels": 16**3, "trained_psnr": 10 * skill, "untrained_psnr": 5.0}
     units = {"parameters": "parameters", "sample_voxels": "voxels", "trained_psnr": None, "untrained_psnr": None}
     rows += [{"metric": m, "unit": units.get(m, "MAC"), "value": value} for m, value in costs.items() if value is not None]
-    rows += _score_rows(pd.DataFrame(columns))
+    told = pd.DataFrame(columns)
+    rows += _score_rows(told[told["protocol"] != RELEASED_HEAD_PEEKED])
     each = RECONSTRUCTIONS.empty_table()
     if method != "random_vit":
         each = _each(names, easy, method == "nemesis", settings, skill + seed / 8)
@@ -242,6 +252,25 @@ def _evaluation_folder(
     pq.write_table(each, folder / "reconstructions.parquet")
     write_rows(folder / "rows.parquet", [{"run": run} | row for row in rows])
     (folder / "timing.json").write_text(json.dumps({"seconds": 3.25, "device": "cpu"}))
+
+
+def _released_head(
+    columns: dict[str, list[Any]], rows: list[dict[str, Any]], truth: NDArray[np.bool_], easy: NDArray[np.bool_],
+    names: NDArray[np.str_], skill: float,
+) -> None:  # fmt: skip
+    """The head whose epoch is chosen twice; the one chosen on test patients flatters."""
+    total, noise = len(truth), np.random.default_rng(29).normal(size=truth.shape)
+    for flattery, protocol in enumerate((RELEASED_HEAD, RELEASED_HEAD_PEEKED)):
+        for o, organ in enumerate(ORGANS):
+            score = 1 / (1 + np.exp(-(skill + 0.5 * flattery) * (truth[:, o] * 2 - 1) - noise[:, o]))
+            part: dict[str, Any] = {"superpatch": range(total), "truth": truth[:, o], "score": np.round(score, 4), "easy": easy}
+            part |= {name: [value] * total for name, value in (("protocol", protocol), ("organ", organ), ("draw", 0))}
+            part |= {"label_fraction": [1.0] * total, "fold": np.arange(total) // PER_PATIENT % FOLDS, "patient": names}
+            for name, values in (part | {"threshold": [0.5] * total}).items():
+                columns[name].extend(np.asarray(values).tolist())
+        selection = OPTIMISTIC if flattery else "inner validation"
+        place = {"protocol": RELEASED_HEAD, "selection": selection, "label_fraction": 1.0, "draw": 0, "easy_negatives": "out"}
+        rows += [place | {"fold": fold, "organ": "liver", "metric": "auroc", "value": 0.99} for fold in range(FOLDS)]
 
 
 def _finetune_folder(folder: Path, run: str, method: str, arm: Arm, skill: float, datasets: tuple[str, ...]) -> None:
@@ -275,6 +304,10 @@ def _finetune_folder(folder: Path, run: str, method: str, arm: Arm, skill: float
         for fold in range(3):
             place = {"protocol": task, "label_fraction": 1.0, "draw": 0, "fold": fold, "selection": "inner validation"}
             rows.append(place | {"metric": "learning_rate", "value": 1e-3, "step": 40})
+            for rate, ahead in ((1e-3, 0.1), (3e-3, 0.0)):
+                for step in (steps // 3, 2 * steps // 3, steps):
+                    value = ahead + 0.5 * skill * step / (step + 20) + 0.01 * fold
+                    rows.append(place | {"metric": "validation", "step": step, "learning_rate": rate, "value": value})
     lines = []
     if method == "ae":
         for n in range(PATIENTS):
@@ -283,7 +316,12 @@ def _finetune_folder(folder: Path, run: str, method: str, arm: Arm, skill: float
                 line = {"dataset": datasets[0], "protocol": segments, "selection": "inner validation", "label_fraction": 1.0}
                 line |= {"draw": 0, "fold": n % FOLDS, "organ": organ, "patient": str(names[n]), "case": f"c{n}"}
                 if n % FOLDS < 3:
-                    lines.append(line | {"metric": "dice", "value": value})
+                    missed = (n, o) == (1, 2)  # the third organ of the second patient
+                    lines.append(line | {"metric": "dice", "value": 0.0 if missed else value})
+                    lines.append(line | {"metric": "hd95", "value": None if missed else round(20 - 10 * value, 4)})
+                    lines.append(line | {"metric": "surface_dice", "value": 0.0 if missed else round(value / 2, 6)})
+            if n == 0:
+                lines.append(line | {"organ": ORGANS[3], "metric": "invented", "value": 1.0})
     like = pq.read_schema(folder.parents[2] / "evaluation" / run / "predictions.parquet")
     table = pa.Table.from_pandas(predictions, preserve_index=False).select(like.names).cast(like)
     pq.write_table(table, folder / "predictions.parquet")

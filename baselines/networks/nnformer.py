@@ -13,10 +13,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from baselines.networks.heads import start_rare
 from baselines.networks.nnformer_shape import Shape
 from baselines.networks.windows import Block, Windows
 from nemesis.models.architecture import Size
+from nemesis.models.heads import start_rare
 
 RESOLUTIONS = 3  # that deep supervision looks at
 

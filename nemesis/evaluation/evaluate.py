@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
@@ -21,9 +22,11 @@ from nemesis.data.samples import Labelling
 from nemesis.data.scans import Scans
 from nemesis.data.superpatches import evaluation_superpatches
 from nemesis.errors import Fault, NemesisError
+from nemesis.evaluation import RELEASED_HEAD
 from nemesis.evaluation.cost import cost_rows
 from nemesis.evaluation.features import ENCODING, features
 from nemesis.evaluation.lpips import Lpips
+from nemesis.evaluation.peeking import peek
 from nemesis.evaluation.pretext import SEED, pretext_rows
 from nemesis.evaluation.probe import probe
 from nemesis.evaluation.reconstruction import no_reconstructions, reconstruct
@@ -85,6 +88,9 @@ def evaluate(spec: Mapping[str, Any], device: str = "auto") -> None:
         encoded = _cached_features(spec, bench, timing)
         start = time.perf_counter()
         predictions, rows = probe(encoded, bench.table, spec["organs"], bench.probing)
+        if RELEASED_HEAD in bench.probing.protocols:
+            peeked, more = peek(encoded, bench.table, spec["organs"], bench.probing)
+            predictions, rows = pa.concat_tables([predictions, peeked]).unify_dictionaries().combine_chunks(), rows + more
         timing["probe_seconds"] = time.perf_counter() - start
         if "reconstruction" in spec:
             start = time.perf_counter()

@@ -20,7 +20,7 @@ are counted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -61,6 +61,7 @@ __all__ = ["PREDICTIONS", "best_threshold", "fit_logistic", "probe", "standardis
 KNN_TEMPERATURE = 0.07
 
 Protocol = Literal["linear", "knn"]
+Solver = Callable[[Floats, Bools, Bools, NDArray[np.intp] | None, Floats, Probe], Answer]
 
 
 def probe(
@@ -109,10 +110,11 @@ def _answer(features: NDArray[np.float32], data: Data, problem: Problem, setting
     test = np.flatnonzero(belongs(data.patient, problem.test))
     x, x_test = standardise(features[train], features[test])
     inner = _inner_fold(data.patient[train], problem.train, settings.split_seed)
-    solvers = {"linear": _linear, "knn": _neighbours}
+    solvers: dict[Protocol, Solver] = {"linear": _linear, "knn": _neighbours}
     return {
-        protocol: solvers[protocol](x, data.truth[train], data.known[train], inner, x_test, settings)
-        for protocol in settings.protocols
+        protocol: solver(x, data.truth[train], data.known[train], inner, x_test, settings)
+        for protocol, solver in solvers.items()
+        if protocol in settings.protocols
     }
 
 

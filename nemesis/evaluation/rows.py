@@ -4,8 +4,9 @@ Every printed table follows from the runs, the rows and the predictions.
 
 run             run id
 dataset         name of the dataset; several joined by "+" where a number is over all of them
-protocol        linear, knn; null for what needs no probe
-selection       how hyper-parameters of the row were chosen: "inner validation" or "fixed"
+protocol        linear, knn, finetune, segment; linear_official; null for what needs no probe
+selection       how hyper-parameters of the row were chosen: "inner validation" or "fixed"; "test (optimistic)" of linear_official
+                alone
 label_fraction  share of the training patients whose labels were used
 draw, fold      which draw of the fraction, which fold was tested
 organ           the organ probed

@@ -180,7 +180,8 @@ def mean_over_organs(
     with a ``reference`` the paired difference to it.
 
     Args:
-        runs: of each run ``patient``, ``organ`` and ``value``, a line per organ and scan, on the same patients.
+        runs: of each run ``patient``, ``organ`` and ``value``, a line per organ and scan, on the same patients; NaN counts as no
+            value: an organ that has none in a resample drops out of it.
         reference: the same of another method.
         resamples: bootstrap resamples of patients; an organ that none of a resample's patients has drops out of it.
         seed: of the resamples.
@@ -203,7 +204,7 @@ def _organ_means(run: pd.DataFrame, weights: Floats) -> Floats:
     organ = run["organ"].astype(str).to_numpy()
     total, count = np.zeros(len(weights)), np.zeros(len(weights))
     for name in np.unique(organ):
-        here, n = organ == name, weights.shape[1]
+        here, n = (organ == name) & np.isfinite(value), weights.shape[1]
         drawn = weights @ np.bincount(place[here], minlength=n)
         summed = weights @ np.bincount(place[here], weights=value[here], minlength=n)
         total += np.divide(summed, drawn, out=np.zeros_like(total), where=drawn > 0)

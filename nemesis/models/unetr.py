@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from monai.networks.blocks.dynunet_block import UnetOutBlock, UnetResBlock
+from monai.networks.blocks.dynunet_block import UnetResBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
 from torch import Tensor, nn
 
 from nemesis.models.autoencoder import Encoder
+from nemesis.models.heads import start_rare
 
 WIDTH = 16  # channels at full resolution, as in the paper; twice as many at every level below
 NORM = "instance"
@@ -62,7 +63,8 @@ class Unetr(nn.Module):
             UnetrUpBlock(3, below, here, 3, step, NORM, res_block=True)
             for below, here, step in zip([width, *channels], channels, steps, strict=False)
         )
-        self.head = UnetOutBlock(3, WIDTH, classes)
+        self.head = nn.Conv3d(WIDTH, classes, 1)
+        start_rare(self.head)
 
     def forward(self, voxels: Tensor) -> Tensor:
         """See :class:`Unetr`."""

@@ -3,15 +3,16 @@
 VERSION = 8  # raised whenever the same rows and predictions print other numbers
 
 # what the jobs write, by name: the workflow is planned from these
-COLLECTED = ("runs", "rows", "predictions", "reconstructions", "segmentations", "curves", "timings", "audit")
+COLLECTED = ("runs", "rows", "predictions", "peeking", "reconstructions", "segmentations", "curves", "timings", "audit")
 TABLES = (
-    "data", "main", "label_fractions", "pretraining", "segmentation", "controls", "ablations", "sweep", "maesil_reconstruction",
-    "maesil_datasets", "reconstruction", "claims", "cost",
+    "data", "main", "label_fractions", "pretraining", "segmentation", "segmentation_organs", "controls", "convergence",
+    "peeking", "ablations", "sweep", "maesil_reconstruction", "maesil_datasets", "reconstruction", "claims", "cost",
 )  # fmt: skip
 FIGURES = (
     "reconstructions",
     "label_fractions",
     "segmentation",
+    "convergence",
     "pretexts",
     "training_curves",
     "sweep",

@@ -4,7 +4,10 @@ runs.parquet          one row per run and part that asks for it: run, part, labe
                       identity flattened
 rows.parquet          every measured number (nemesis.evaluation.rows)
 predictions.parquet   what probes and fine-tuned networks predicted for every superpatch, with the run; a row group per run
-segmentations.parquet   Dice of every organ and scan by fine-tuned networks (nemesis.evaluation.finetune), with the run
+peeking.parquet       the same of the released head, whose epoch is chosen on test patients, too (nemesis.evaluation.peeking):
+                      neither its predictions nor its rows are in the two files above, so that nothing else is made of them
+segmentations.parquet   Dice and surface distances of every organ and scan by fine-tuned networks (nemesis.evaluation.finetune),
+                      with the run
 reconstructions.parquet   how well every superpatch was reconstructed, with the run; a row group per run
 curves.parquet        run, step, monitor, value: the training curves
 timings.parquet       run, stage, name, value, text: wall-clock and memory, which no table but that of cost ever sees
@@ -17,11 +20,12 @@ experiment.json       the specification of all these: plans of other configurati
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemesis.errors import Fault, NemesisError
+from nemesis.evaluation import RELEASED_HEAD, RELEASED_HEAD_PEEKED
 from nemesis.files import digest, replacing, write_bytes, write_parquet, write_text
 
 if TYPE_CHECKING:
@@ -33,6 +37,7 @@ REFERENCE_METHOD = "nemesis"
 JUDGED = ("rows.parquet", "predictions.parquet", "reconstructions.parquet", "timing.json")
 TUNED = ("rows.parquet", "predictions.parquet", "segmentations.parquet", "timing.json")
 SPECIFICATION = "experiment.json"
+RELEASED_HEADS = (RELEASED_HEAD, RELEASED_HEAD_PEEKED)
 
 
 def collect(spec: Mapping[str, Any], out: Path) -> None:
@@ -66,10 +71,13 @@ def collect(spec: Mapping[str, Any], out: Path) -> None:
     evaluations = _evaluations(spec)
     write_parquet(out / "runs.parquet", pa.Table.from_pylist(_runs(spec)))
     tables = [_read(folder / "rows.parquet") for folders in evaluations.values() for folder in folders]
-    write_parquet(out / "rows.parquet", pa.concat_tables(tables, promote_options="permissive"))
-    _merge(evaluations, "predictions.parquet", out)
-    _merge({run: folders[:1] for run, folders in evaluations.items()}, "reconstructions.parquet", out)
-    _merge({run: folders[1:] for run, folders in evaluations.items()}, "segmentations.parquet", out)
+    write_parquet(out / "rows.parquet", _of_released_head(pa.concat_tables(tables, promote_options="permissive"), False))
+    first = {run: folders[:1] for run, folders in evaluations.items()}
+    _merge(evaluations, "predictions.parquet", out / "predictions.parquet", lambda table: _of_released_head(table, False))
+    _merge(first, "predictions.parquet", out / "peeking.parquet", lambda table: _of_released_head(table, True))
+    _merge(first, "reconstructions.parquet", out / "reconstructions.parquet")
+    tuned = {run: folders[1:] for run, folders in evaluations.items()}
+    _merge(tuned, "segmentations.parquet", out / "segmentations.parquet")
     curves = pa.schema([("run", pa.string()), ("step", pa.int64()), ("monitor", pa.string()), ("value", pa.float64())])
     write_parquet(out / "curves.parquet", pa.Table.from_pylist(list(_curves(spec)), schema=curves))
     timings = pa.schema(
@@ -212,17 +220,29 @@ def _read(path: Path) -> pa.Table:
     return pq.read_table(path).replace_schema_metadata(None)
 
 
-def _merge(evaluations: Mapping[str, Sequence[Path]], name: str, out: Path) -> None:
-    """One run in memory at a time: a real experiment has millions of predictions. Without any folder there is an empty file."""
+def _of_released_head(table: pa.Table, wanted: bool) -> pa.Table:
+    """Rows or predictions of the released head alone, or all others."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    heads = pc.fill_null(pc.is_in(table["protocol"], pa.array(RELEASED_HEADS)), False)
+    return table.filter(heads if wanted else pc.invert(heads))
+
+
+def _merge(
+    evaluations: Mapping[str, Sequence[Path]], name: str, out: Path, of: Callable[[pa.Table], pa.Table] = lambda table: table
+) -> None:
+    """What ``of`` takes of the files of this name. One run in memory at a time: a real experiment has millions of predictions.
+    Without any folder there is an empty file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     writer = None
-    with replacing(out / name) as temporary:
+    with replacing(out) as temporary:
         for run, folders in evaluations.items():
             if not folders:
                 continue
-            table = pa.concat_tables([_plain(_read(folder / name)) for folder in folders])
+            table = of(pa.concat_tables([_plain(_read(folder / name)) for folder in folders]))
             table = table.add_column(0, "run", pa.array([run] * len(table), pa.string()))
             if writer is None:
                 writer = pq.ParquetWriter(temporary, table.schema, compression="zstd", use_dictionary=True)

@@ -46,6 +46,8 @@ CAPTIONS = {
     "all crops of one scan.",
     "segmentation": "Networks fine-tuned to segment, with the intervals of the table. Filled: from the weights that the method "
     "gives; hollow: the same network from random ones.",
+    "convergence": "What the inner validation (training patients who do not train) said while networks were fine-tuned. Filled: "
+    "from the weights that the method gives; hollow: the same network from random ones. No test patient has a part in it.",
     "pretexts": "How well networks do what their pretext asks, on fixed samples of held-out patients, before pretraining and "
     "after it. Each method hides, crops or encodes in its own way: compare hollow with filled, not method with method.",
     "training_curves": "Pretext loss of every run of the methods. The losses of different methods are different quantities: "
@@ -72,10 +74,11 @@ SECTIONS = (  # in the order of reading
     Section("Main result", ("main",)),
     Section("What the papers say", ("claims",)),
     Section("Fewer labels", ("label_fractions",), ("label_fractions",)),
-    Section("Fine-tuning", ("segmentation", "controls"), ("segmentation",)),
+    Section("Fine-tuning", ("segmentation", "segmentation_organs", "controls", "convergence"), ("segmentation", "convergence")),
     Section("Ablations", ("ablations",), ("ablations",)),
     Section("Sweep", ("sweep",), ("sweep",)),
     Section("Reconstruction", ("maesil_reconstruction", "maesil_datasets", "reconstruction"), ("reconstructions",)),
+    Section("Peeking", ("peeking",)),
     Section("Cost", ("cost",), ("cost_quality",)),
     Section("Pretraining", ("pretraining",), ("pretexts", "training_curves")),
 )

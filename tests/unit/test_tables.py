@@ -123,9 +123,10 @@ def test_a_table_speaks_of_intervals_only_where_one_is_printed(report):
     measured = _measured(report)
     small = {run: frame[frame["patient"].isin(few)] for run, frame in measured.reconstructions.items()}
     tuned = {run: frame[frame["patient"].isin(few)] if len(frame) else frame for run, frame in measured.segmentations.items()}
-    small_measured = replace(measured, reconstructions=small, segmentations=tuned)
+    peeked = {run: Scores(s.predictions[s.predictions["patient"].isin(few)]) for run, s in measured.peeked.items()}
+    small_measured = replace(measured, reconstructions=small, segmentations=tuned, peeked=peeked)
     fewer = _with_predictions(small_measured, lambda frame: frame[frame["patient"].isin(few)])
-    for found, expected in ((fewer, set()), (measured, set(TABLES) - {"data", "pretraining", "cost"})):
+    for found, expected in ((fewer, set()), (measured, set(TABLES) - {"data", "pretraining", "convergence", "cost"})):
         for printed in (Table.markdown, Table.latex, Table.html):
             assert {name for name, table in _tables(found).items() if "% CI]" in printed(table)} == expected
 

@@ -36,6 +36,13 @@ def test_every_voxel_has_logits_and_every_weight_a_gradient(name, edge, patch):
     assert idle == []
 
 
+def test_organs_start_as_rare_as_they_are():
+    """From one half Dice's gradient is flat until cross-entropy has said that most voxels are none."""
+    _, network = segmenter("nemesis", 32, patch=8)
+    with torch.no_grad():
+        assert network.eval()(torch.rand(1, 1, 32, 32, 32)).sigmoid().mean() < 0.03
+
+
 def test_the_full_size_is_built_and_counted():
     from nemesis.evaluation.downstream import segmenter_macs
 

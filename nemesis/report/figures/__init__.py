@@ -11,6 +11,7 @@ from typing import Any
 
 from nemesis.report.collect import of_part
 from nemesis.report.figures.ablations import ablations_figure
+from nemesis.report.figures.convergence import convergence_figure
 from nemesis.report.figures.cost import cost_quality, counted
 from nemesis.report.figures.curves import label_fractions, training_curves
 from nemesis.report.figures.pretexts import pretexts_figure
@@ -30,7 +31,7 @@ def draw_figures(spec: Mapping[str, Any], collected: Path, tables: Path, out: Pa
     """
     import pandas as pd
 
-    drawn = ("main", "label_fractions", "segmentation", "pretraining", "ablations", "sweep")
+    drawn = ("main", "label_fractions", "segmentation", "convergence", "pretraining", "ablations", "sweep")
     printed = {name: pd.read_csv(tables / f"{name}.csv") for name in drawn}
     curves, rows, runs = (pd.read_parquet(collected / f"{name}.parquet") for name in ("curves", "rows", "runs"))
     methods = of_part(spec, "methods")
@@ -39,6 +40,7 @@ def draw_figures(spec: Mapping[str, Any], collected: Path, tables: Path, out: Pa
             "reconstructions": of_reference(methods),
             "label_fractions": label_fractions(printed["label_fractions"], methods),
             "segmentation": segmentation_figure(printed["segmentation"], methods),
+            "convergence": convergence_figure(printed["convergence"], methods),
             "pretexts": pretexts_figure(printed["pretraining"], methods),
             "training_curves": training_curves(curves, methods),
             "sweep": sweep_figure(printed["sweep"]),

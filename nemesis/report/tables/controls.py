@@ -49,14 +49,14 @@ class _Side:
     @property
     def score(self) -> Estimate:
         if self.task == "segmentation":
-            return self.measured.dice(self.runs)
+            return self.measured.over_organs(self.runs)
         resamples, seed = self.measured.spec["bootstrap"], self.measured.spec["seed"]
         return summarise(self.runs, "finetune", self.fraction, resamples=resamples, seed=seed)
 
     def minus(self, other: _Side) -> Estimate:
         """This score less the other's, paired over patients."""
         if self.task == "segmentation":
-            return self.measured.dice(self.runs, other.runs)
+            return self.measured.over_organs(self.runs, other.runs)
         resamples, seed = self.measured.spec["bootstrap"], self.measured.spec["seed"]
         return paired_difference(self.runs, other.runs, "finetune", self.fraction, resamples=resamples, seed=seed)
 

@@ -68,6 +68,7 @@ class Budget:
 class Measured:
     """The specification and, by run id, what was measured; ``audit`` holds the pairs of scans that the pools share.
 
+    ``peeked`` are the predictions of the released head, which no other table reads;
     ``trials`` are those of an adaptive sweep (number, state, embed_dim, mask_ratio, run, validation_auroc, steps), or None.
     """
 
@@ -79,6 +80,7 @@ class Measured:
     audit: pd.DataFrame
     segmentations: Mapping[str, pd.DataFrame]
     timings: pd.DataFrame
+    peeked: Mapping[str, Scores]
     trials: pd.DataFrame | None = None
 
     def labels(self, part: Part) -> dict[str, Entries]:
@@ -102,14 +104,14 @@ class Measured:
         found = [frame[frame["protocol"] == wanted] for frame in frames]
         return [Scores(frame.assign(protocol="finetune")) for frame in found if len(frame)]
 
-    def segmented(self, entries: Entries, arm: Arm, fraction: float) -> list[pd.DataFrame]:
-        """Dice of every organ and scan by an arm's fine-tuned networks, of each run that has it."""
+    def segmented(self, entries: Entries, arm: Arm, fraction: float, metric: str = "dice") -> list[pd.DataFrame]:
+        """A figure of every organ and scan by an arm's fine-tuned networks, of each run that has it."""
         frames = [self.segmentations[e["run"]] for e in entries if len(self.segmentations[e["run"]])]
         wanted = protocol_of("segmentation", arm)
-        found = [f[(f["protocol"] == wanted) & (f["label_fraction"] == fraction) & (f["metric"] == "dice")] for f in frames]
+        found = [f[(f["protocol"] == wanted) & (f["label_fraction"] == fraction) & (f["metric"] == metric)] for f in frames]
         return [frame for frame in found if len(frame)]
 
-    def dice(self, runs: Sequence[pd.DataFrame], reference: Sequence[pd.DataFrame] = ()) -> Estimate:
+    def over_organs(self, runs: Sequence[pd.DataFrame], reference: Sequence[pd.DataFrame] = ()) -> Estimate:
         """See :func:`nemesis.evaluation.statistics.mean_over_organs`."""
         return mean_over_organs(runs, reference, self.spec["bootstrap"], self.spec["seed"])
 
@@ -237,7 +239,8 @@ def read_measured(spec: Mapping[str, Any], collected: Path) -> Measured:
     runs = pd.read_parquet(collected / "runs.parquet", columns=["run", "identity_json"])
     trials = collected / "trials.parquet"
     ids = list(dict.fromkeys(entry["run"] for entry in spec["runs"]))
-    predictions = _by_run(collected / "predictions.parquet", ids, ["run", "protocol", "organ", "patient"])
+    words = ["run", "protocol", "organ", "patient"]
+    predictions, peeked = (_by_run(collected / f"{name}.parquet", ids, words) for name in ("predictions", "peeking"))
     return Measured(
         spec,
         pd.read_parquet(collected / "rows.parquet"),
@@ -247,6 +250,7 @@ def read_measured(spec: Mapping[str, Any], collected: Path) -> Measured:
         pd.read_parquet(collected / "audit.parquet"),
         _by_run(collected / "segmentations.parquet", ids, []),
         pd.read_parquet(collected / "timings.parquet"),
+        {run: Scores(frame) for run, frame in peeked.items()},
         pd.read_parquet(trials) if trials.is_file() else None,
     )
 

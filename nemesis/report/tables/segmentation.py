@@ -1,18 +1,21 @@
-"""Segmentation by fine-tuned networks: Dice per organ, and their mean with its interval."""
+"""Segmentation by fine-tuned networks: Dice, HD95 and surface Dice, the means over organs and each organ's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from nemesis.evaluation.statistics import Estimate
-from nemesis.finetuning import ARMS, protocol_of
+from nemesis.finetuning import ARMS, Arm, protocol_of
 from nemesis.report.collect import of_part, reference_label
 from nemesis.report.leakage import NOTE as LEAKAGE_NOTE
-from nemesis.report.render import Table, interval, number
+from nemesis.report.render import MISSING, Table, interval, number
 from nemesis.report.tables.finetuned import tuning_cost, tuning_notes
-from nemesis.report.tables.measured import Measured
+from nemesis.report.tables.measured import Entries, Measured
 from nemesis.report.tables.pieces import (
     MEASURED,
     Record,
@@ -29,57 +32,82 @@ from nemesis.report.tables.pieces import (
 from nemesis.report.tables.pretraining import status
 
 NAME, TITLE = "segmentation", "Segmentation by fine-tuned networks"
+ORGANS_NAME, ORGANS_TITLE = "segmentation_organs", "Segmentation by fine-tuned networks, organ by organ"
 ABSENT = "No network of this experiment was fine-tuned to segment."
 DATA = ("method", "arm", "label_fraction", "dice")
-Dice = Sequence[pd.DataFrame]  # of each seed
+SURFACES = ("hd95", "surface_dice")
+Lines = Sequence[pd.DataFrame]  # a figure of every organ and scan, of each seed
+
+
+@dataclass(frozen=True)
+class _Networks:
+    """Those of a method and an arm at a share of labels."""
+
+    measured: Measured
+    label: str
+    entries: Entries
+    arm: Arm
+    fraction: float
+
+    def lines(self, metric: str, organ: str | None = None) -> Lines:
+        found = self.measured.segmented(self.entries, self.arm, self.fraction, metric)
+        return found if organ is None else [part for run in found if len(part := run[run["organ"] == organ])]
+
+    def named(self) -> Record:
+        origin = status(self.measured, self.entries)
+        weights = origin if self.arm == "pretrained" and origin != MEASURED else ARMS[self.arm]
+        leakage = self.measured.leakage(self.entries) if self.arm == "pretrained" else None
+        return {"method": self.label, "arm": weights, "label_fraction": self.fraction, "leakage": leakage}
+
+    def agreement(self, organ: str | None = None) -> tuple[Estimate, Record]:
+        """Dice, and the columns of all figures: means over organs, or of one."""
+        means = {metric: self.measured.over_organs(self.lines(metric, organ)) for metric in ("dice", *SURFACES)}
+        record = {name: value for metric, mean in means.items() for name, value in figures(metric, mean).items()}
+        distances = self.lines("hd95", organ)
+        record["cases"] = float(np.mean([len(run) for run in distances]))
+        record["missed"] = float(np.mean([run["value"].isna().sum() for run in distances]))
+        record["invented"] = sum(len(run) for run in self.lines("invented", organ)) / len(distances)
+        return means["dice"], record
 
 
 def segmentation_table(measured: Measured) -> Table:
     """One row per method, arm and share of labels."""
-    spec, organs = of_part(measured.spec, "methods"), measured.spec["config"]["organs"]
-    labels, reference = measured.labels("methods"), reference_label(of_part(measured.spec, "methods"))
+    spec = of_part(measured.spec, "methods")
+    labels, reference = measured.labels("methods"), reference_label(spec)
     records: list[Record] = []
     seen: list[Estimate] = []
-    for fraction in segmented_fractions(measured):
-        of_reference = measured.segmented(labels[reference], "pretrained", fraction) if reference in labels else []
-        for label, entries in labels.items():
+    for networks in _segmented(measured):
+        entries, arm, fraction = networks.entries, networks.arm, networks.fraction
+        mean, found = networks.agreement()
+        seen.append(mean)
+        record = networks.named() | found
+        against: str | None = None
+        other: Lines = ()
+        if arm == "pretrained":
+            of_reference = measured.segmented(labels[reference], arm, fraction) if reference in labels else []
             scratch = measured.segmented(entries, "scratch", fraction)
-            for arm, name in ARMS.items():
-                if not (runs := measured.segmented(entries, arm, fraction)):
-                    continue
-                origin = status(measured, entries)
-                weights = origin if arm == "pretrained" and origin != MEASURED else name
-                record: Record = {"method": label, "arm": weights, "label_fraction": fraction}
-                record["leakage"] = measured.leakage(entries) if arm == "pretrained" else None
-                seen.append(mean := measured.dice(runs))
-                record |= figures("dice", mean) | {f"dice_{organ}": value for organ, value in _by_organ(runs, organs).items()}
-                against, other = _counterpart(label, reference, of_reference, scratch) if arm == "pretrained" else (None, [])
-                gap = measured.dice(runs, other) if other else None
-                record |= {"against": against if other else None} | difference_figures(gap)
-                record |= tuning_cost(measured, entries, protocol_of("segmentation", arm))
-                records.append(record | {"n_patients": mean.n_patients, "seeds": len(runs)})
+            against, other = _counterpart(networks.label, reference, of_reference, scratch)
+        gap = measured.over_organs(networks.lines("dice"), other) if other else None
+        record |= {"against": against if other else None} | difference_figures(gap)
+        record |= tuning_cost(measured, entries, protocol_of("segmentation", arm))
+        records.append(record | {"n_patients": mean.n_patients, "seeds": len(networks.lines("dice"))})
     columns = [
-        "method", "weights", "labels", "leakage", "mean Dice [95 % CI]", *organs, "Δ to", "Δ mean Dice [95 % CI]", "p (Holm)",
-        "patients", "seeds",
+        "method", "weights", "labels", "leakage", "mean Dice [95 % CI]", "HD95, mm [95 % CI]", "surface Dice [95 % CI]", "missed",
+        "invented", "Δ to", "Δ mean Dice [95 % CI]", "p (Holm)", "patients", "seeds",
     ]  # fmt: skip
     if not records:
         return without(NAME, TITLE, ABSENT, columns, DATA, spec, 4)
     add_holm(records)
     printed = [
         [
-            r["method"], r["arm"], share(r["label_fraction"]), r["leakage"] or "–", interval(r, "dice", 3),
-            *(number(r[f"dice_{organ}"], 3) for organ in organs), r["against"] or "–", interval(r, "difference", 3, sign=True),
-            p_text(r["difference_p_holm"]), number(r["n_patients"], 0), number(r["seeds"], 0),
+            r["method"], r["arm"], share(r["label_fraction"]), r["leakage"] or MISSING, *_figures(r), r["against"] or MISSING,
+            interval(r, "difference", 3, sign=True), p_text(r["difference_p_holm"]), number(r["n_patients"], 0),
+            number(r["seeds"], 0),
         ]
         for r in records
     ]  # fmt: skip
-    caption = (
-        f"Dice of whole scans of {', '.join(spec['datasets'])}, by the sliding window. The mean is over organs, of each of which "
-        f"it is over patients in whom it was drawn and is there. {pools_text(spec)}"
-    )
-    protocols = [protocol_of("segmentation", arm) for arm in ARMS]
     notes = [
-        *tuning_notes(measured, *protocols),
+        *_notes(measured),
         "From scratch: the same network from random weights, those its pretraining started from where it ran here; at matched "
         "compute it trains for so many steps more that it costs what pretraining and fine-tuning cost together.",
         intervals_told(spec, seen),
@@ -88,7 +116,71 @@ def segmentation_table(measured: Measured) -> Table:
         LEAKAGE_NOTE,
         configuration_note(spec),
     ]
+    caption = _caption(spec, "The means are over organs, of each of which it is over patients in whom it was drawn and is there.")
     return Table(NAME, TITLE, caption, columns, printed, [n for n in notes if n], pd.DataFrame(records), text_columns=4)
+
+
+def segmentation_organs_table(measured: Measured) -> Table:
+    """One row per method, arm, share of labels and organ."""
+    spec = of_part(measured.spec, "methods")
+    records: list[Record] = []
+    seen: list[Estimate] = []
+    for networks in _segmented(measured):
+        for organ in measured.spec["config"]["organs"]:
+            if networks.lines("dice", organ):
+                mean, found = networks.agreement(organ)
+                seen.append(mean)
+                records.append(networks.named() | {"organ": organ} | found | {"n_patients": mean.n_patients})
+    columns = [
+        "method", "weights", "labels", "leakage", "organ", "Dice [95 % CI]", "HD95, mm [95 % CI]", "surface Dice [95 % CI]",
+        "missed", "invented", "patients",
+    ]  # fmt: skip
+    if not records:
+        return without(ORGANS_NAME, ORGANS_TITLE, ABSENT, columns, (*DATA[:3], "organ", "dice"), spec, 5)
+    printed = [
+        [
+            r["method"], r["arm"], share(r["label_fraction"]), r["leakage"] or MISSING, r["organ"], *_figures(r),
+            number(r["n_patients"], 0),
+        ]
+        for r in records
+    ]  # fmt: skip
+    caption = _caption(spec, "Means over the scans of patients in whom the organ was drawn and is there, and over seeds.")
+    notes = [*_notes(measured), intervals_told(spec, seen), LEAKAGE_NOTE, configuration_note(spec)]
+    data = pd.DataFrame(records)
+    return Table(ORGANS_NAME, ORGANS_TITLE, caption, columns, printed, [n for n in notes if n], data, text_columns=5)
+
+
+def _segmented(measured: Measured) -> Iterator[_Networks]:
+    """By share of labels, method and arm."""
+    for fraction in segmented_fractions(measured):
+        for label, entries in measured.labels("methods").items():
+            for arm in ARMS:
+                if (networks := _Networks(measured, label, entries, arm, fraction)).lines("dice"):
+                    yield networks
+
+
+def _figures(record: Record) -> list[str]:
+    """Cells of Dice, distances and what was not found where it is, or found where it is not."""
+    cells = [interval(record, "dice", 3), interval(record, "hd95", 1), interval(record, "surface_dice", 3)]
+    digits = 0 if float(record["missed"]).is_integer() and float(record["invented"]).is_integer() else 1
+    missed = f"{number(record['missed'], digits)} of {number(record['cases'], 0)}"
+    return [*cells, missed, number(record["invented"], digits)]
+
+
+def _caption(spec: Mapping[str, Any], means: str) -> str:
+    return f"Agreement with what was drawn in whole scans of {', '.join(spec['datasets'])}. {means} {pools_text(spec)}"
+
+
+def _notes(measured: Measured) -> list[str]:
+    """What the figures are, and how their networks came about."""
+    tolerance = measured.spec["config"]["finetune"]["surface_tolerance_mm"]
+    return [
+        "HD95: the larger of the 95th percentiles of the distances between the surfaces, either way. Surface Dice: the share of "
+        f"both surfaces that lies within {tolerance:g} mm of the other. Missed: of so many cases of an organ, those in which the "
+        "network sees it nowhere: their Dice and surface Dice are 0, and as they have no distance, HD95 is of the others alone. "
+        "Invented: cases in which it is seen though it was looked for and is not there; they enter no mean.",
+        *tuning_notes(measured, *(protocol_of("segmentation", arm) for arm in ARMS)),
+    ]
 
 
 def segmented_fractions(measured: Measured) -> list[float]:
@@ -97,14 +189,8 @@ def segmented_fractions(measured: Measured) -> list[float]:
     return sorted(found)
 
 
-def _counterpart(label: str, reference: str | None, of_reference: Dice, scratch: Dice) -> tuple[str | None, Dice]:
+def _counterpart(label: str, reference: str | None, of_reference: Lines, scratch: Lines) -> tuple[str | None, Lines]:
     """What a pretrained network is compared with: the reference's where there is one, else its own random start."""
     if of_reference and label != reference:
         return reference, of_reference
     return "own from scratch", scratch
-
-
-def _by_organ(runs: Dice, organs: Sequence[str]) -> Mapping[str, float | None]:
-    """Mean over scans, then over seeds; None where no patient has the organ."""
-    means = pd.concat([run.groupby("organ", observed=True)["value"].mean() for run in runs], axis=1).mean(axis=1)
-    return {organ: float(means[organ]) if organ in means else None for organ in organs}

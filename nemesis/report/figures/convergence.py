@@ -1,0 +1,55 @@
+"""The inner validation against steps of fine-tuning: pretrained, and from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from nemesis.finetuning import ARMS
+from nemesis.report.figures.style import GREY, LINES, MARKERS, SMALL, TEXT, legend, panels, sentence, styles
+from nemesis.report.tables.pieces import share
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+COLUMNS = 3  # panels side by side
+SCORES = {"presence": "AUROC", "segmentation": "mean Dice"}
+
+
+def convergence_figure(table: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
+    """A panel for each task, method and share of labels, a line for each arm.
+
+    Args:
+        table: convergence.csv.
+        spec: of the methods; see :func:`nemesis.report.collect.collect`.
+    """
+    import pandas as pd
+
+    if table.empty:
+        return sentence("No fine-tuning of this experiment looked at an inner validation.")
+    shown = table[["task", "method", "label_fraction"]].drop_duplicates().to_dict("records")
+    columns, look = min(COLUMNS, len(shown)), styles(spec)
+    rows = -(-len(shown) // columns)
+    figure, every = panels(columns, (1.2 + 2.4 * columns, 0.8 + 1.9 * rows), rows)
+    for axes, place in zip(every, shown, strict=False):
+        here, method = table[(table[list(place)] == pd.Series(place)).all(axis=1)], place["method"]
+        for (arm, _), line, marker in zip(ARMS.items(), LINES, MARKERS, strict=False):
+            curve = here[here["arm"] == arm].sort_values("step")
+            face = look[method].colour if arm == "pretrained" else "white"
+            axes.plot(
+                curve["step"], curve["validation"], color=look[method].colour, linestyle=line, marker=marker, markersize=4,
+                markerfacecolor=face, linewidth=1.2,
+            )  # fmt: skip
+        axes.set_title(f"{method}, {share(place['label_fraction'])} of the labels", fontsize=SMALL)
+        axes.set_ylabel(SCORES[place["task"]], fontsize=TEXT)
+        axes.set_xlabel("steps of fine-tuning", fontsize=TEXT)
+    for axes in every[len(shown) :]:
+        axes.set_axis_off()
+    named: dict[str, Any] = {}
+    for (arm, name), line, marker in zip(ARMS.items(), LINES, MARKERS, strict=False):
+        if (table["arm"] == arm).any():
+            face = GREY if arm == "pretrained" else "white"
+            (named[name],) = every[0].plot([], [], color=GREY, linestyle=line, marker=marker, markerfacecolor=face)
+    legend(figure, named, "outside lower center", columns=3)
+    return figure
