@@ -187,6 +187,11 @@ class Method(ABC, Generic[S]):
         """Reconstruct superpatches; with ``keys`` under the pretext's mask where it has one, with None from the whole input."""
         raise TypeError(f"{self.card.name} does not reconstruct")
 
+    def attention(self, network: Any, voxels: Tensor) -> Mapping[str, Tensor]:
+        """Of superpatches (B, 1, D, H, W), by stream: the attention that each token receives, (B, T, h, w), 1 where all receive
+        alike; nothing of a network that has none, or none to show."""
+        return {}
+
     def segmenter(self, network: Any, classes: int) -> nn.Module:
         """A network that segments and starts from this one's weights, which it takes over.
 

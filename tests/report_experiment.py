@@ -235,9 +235,15 @@ def _evaluation_folder(
     for o, organ in enumerate(ORGANS):
         rows.append({"organ": organ, "metric": "prevalence", "easy_negatives": "out", "value": float(truth[~easy, o].mean())})
     costs = {"parameters": 1e6 * skill, "encode_macs": 1e8 * skill, "pretext_macs": 2e8 * skill if skill > 0.5 else None}
+    costs |= {"encoder_parameters": 6e5 * skill, "encode_macs_fvcore": 1.01e8 * skill}
+    if method != "random_vit":
+        costs |= {"reconstruct_macs": 3e8 * skill, "reconstruct_macs_fvcore": 2.94e8 * skill}
+    if method == "nemesis":
+        costs |= {"encode_macs_formula": 1e8 * skill, "reconstruct_macs_formula": 3e8 * skill}
     if method != "random_vit":
         costs |= {"sample_voxels": 16**3, "trained_psnr": 10 * skill, "untrained_psnr": 5.0}
-    units = {"parameters": "parameters", "sample_voxels": "voxels", "trained_psnr": None, "untrained_psnr": None}
+    units = dict.fromkeys(("parameters", "encoder_parameters"), "parameters") | {"sample_voxels": "voxels"}
+    units |= dict.fromkeys(("trained_psnr", "untrained_psnr"))
     rows += [{"metric": m, "unit": units.get(m, "MAC"), "value": value} for m, value in costs.items() if value is not None]
     told = pd.DataFrame(columns)
     rows += _score_rows(told[told["protocol"] != RELEASED_HEAD_PEEKED])
@@ -245,13 +251,13 @@ def _evaluation_folder(
     if method != "random_vit":
         each = _each(names, easy, method == "nemesis", settings, skill + seed / 8)
         rows += _reconstruction_rows(each.to_pandas())
-        np.savez(folder / "reconstruction.npz", **material())
+        np.savez(folder / "reconstruction.npz", **material(), **(attention_material() if method == "nemesis" else {}))
     words = {name: pa.dictionary(pa.int8(), pa.string()) for name in ("protocol", "organ")}
     table = pa.table({n: pa.array(v).cast(words[n]) if n in words else v for n, v in columns.items()})
     pq.write_table(table, folder / "predictions.parquet")
     pq.write_table(each, folder / "reconstructions.parquet")
     write_rows(folder / "rows.parquet", [{"run": run} | row for row in rows])
-    (folder / "timing.json").write_text(json.dumps({"seconds": 3.25, "device": "cpu"}))
+    (folder / "timing.json").write_text(json.dumps({"seconds": 3.25, "peak_memory_mib": 650.0, "device": "cpu"}))
 
 
 def _released_head(
@@ -406,3 +412,14 @@ def material() -> dict[str, Any]:
     hidden[:, ::2] = True
     guess = np.where(hidden, 100, volume).astype(np.uint8)
     return {"input": volume, "reconstruction": guess, "hidden": hidden, "spacing": np.array([5.0, 2.0, 3.0])}
+
+
+def attention_material() -> dict[str, Any]:
+    """A superpatch of the same volume, whose right (plane stream) and head (axis stream) are looked at most."""
+    d, h, w = np.meshgrid(*(np.arange(4),) * 3, indexing="ij")
+    volume = material()["input"][:12, 8:20, 4:16]
+    return {
+        "attention_input": volume,
+        "attention_plane": (0.4 + 0.4 * h).astype(np.float32),
+        "attention_axis": (0.7 + 0.2 * d + 0.0 * w).astype(np.float32),
+    }

@@ -6,6 +6,7 @@ Both counters run any network, by default on the meta device, where nothing is c
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ class MethodCost:
     parameters: int
     features: int  # numbers in a vector
     reconstruct: int | None = None  # from a superpatch to its voxels, nothing masked: the whole network; None: it does not
-    encoder_parameters: int = 0  # those that a vector depends on
+    encoder_parameters: int = 0  # those that a vector is computed from
 
     def encode_volume(self, edge: int, volume: Size = VOLUME) -> int:
         """MAC of encoding all superpatches of a volume."""
@@ -67,9 +68,9 @@ def method_cost(method: Method[Any], count: Counter = by_torch, device: str = "m
     network = _built(method, device)
     superpatch = torch.zeros(BATCH, 1, *(method.superpatch,) * 3, device=device)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    vectors = method.encode(network.eval(), superpatch[:1])
     reconstructed = pretrain = None
     with torch.no_grad():
+        vectors, encoder_parameters = _read_by(lambda: method.encode(network, superpatch[:1]), network.eval())
         encode = count(method.encode, network, superpatch) // BATCH
         if method.card.reconstructs:
             reconstructed = count(lambda net, x: method.reconstruct(net, x, None).prediction, network, superpatch) // BATCH
@@ -77,7 +78,7 @@ def method_cost(method: Method[Any], count: Counter = by_torch, device: str = "m
         if method.card.pretext and not (method.card.uses_labels and not method.settings.classes):
             drawn = torch.zeros(BATCH, 1, *method.draw().size, device=device)
             pretrain = count(pretext, network.train(), drawn) // BATCH
-    return MethodCost(encode, pretrain, parameters, int(vectors.shape[1]), reconstructed, _behind(vectors))
+    return MethodCost(encode, pretrain, parameters, int(vectors.shape[1]), reconstructed, encoder_parameters)
 
 
 def counted(method: Method[Any]) -> MethodCost:
@@ -111,20 +112,22 @@ def cost_rows(method: Method[Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _behind(output: Tensor) -> int:
-    """How many parameters stand behind a tensor, by the graph that autograd made of it."""
-    leaves: dict[int, Tensor] = {}
-    seen: set[Any] = set()
-    waiting: list[Any] = [output.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            leaves[id(node.variable)] = node.variable
-        waiting += [following for following, _ in node.next_functions]
-    return sum(leaf.numel() for leaf in leaves.values())
+def _read_by(call: Callable[[], Tensor], network: nn.Module) -> tuple[Tensor, int]:
+    """What a call returns, and how many of a network's parameters the operators that it runs read."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    sizes = {id(parameter): parameter.numel() for parameter in network.parameters()}
+    read: set[int] = set()
+
+    class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            read.update(id(value) for value in tree_leaves((args, kwargs)) if id(value) in sizes)
+            return function(*args, **(kwargs or {}))
+
+    with Watch():  # type: ignore[no-untyped-call]
+        returned = call()
+    return returned, sum(sizes[parameter] for parameter in read)
 
 
 def _built(method: Method[Any], device: str) -> nn.Module:

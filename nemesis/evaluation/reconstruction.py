@@ -99,7 +99,8 @@ def reconstruct(
         The figures of every superpatch and stitched volume by itself (:data:`RECONSTRUCTIONS`), which intervals are made from.
         The figure's material: ``input`` and ``reconstruction`` (pasted; of a method that hides nothing its prediction)
         as uint8 with 255 at the window's upper end, ``hidden`` as bool, each the first stitched volume (D, H, W), and
-        ``spacing`` (3,) in mm.
+        ``spacing`` (3,) in mm; and where the method has it :meth:`Method.attention` of its brightest superpatch
+        as ``attention_<stream>``, beside that superpatch as bytes, ``attention_input``.
 
     Raises:
         NemesisError: ``settings.stitched`` names a case that is not in the evaluation pool.
@@ -114,6 +115,7 @@ def reconstruct(
         table[columns].to_numpy() for columns in ("scan", ["start_d", "start_h", "start_w"], ["valid_d", "valid_h", "valid_w"])
     )
     counts = np.bincount(scan)
+    looked_at: Tensor | None = None  # the brightest superpatch of the volume that gives the figure
     hides, both = False, True  # known from the first batch on
     for places, batch in batches(scans, table, edge):
         voxels = batch.to(device)
@@ -134,6 +136,8 @@ def reconstruct(
             if names[here := int(scan[place])] in wanted:
                 if here not in volumes:
                     volumes[here] = Stitched(scans.hu(here).shape, counts[here])
+                if names[here] == wanted[0] and (looked_at is None or voxels[number].mean() > looked_at.mean()):
+                    looked_at = voxels[number : number + 1]
                 volume = volumes[here]
                 volume.put(starts[place].tolist(), parts)
                 if not volume.missing:
@@ -143,6 +147,11 @@ def reconstruct(
                         material = volume.material(hides, scans.row(here)["spacing"])
                     del volumes[here]
             progress("reconstructions", int(place) + 1, len(table))
+    assert looked_at is not None
+    with arithmetic(device, precision):
+        maps = method.attention(network, looked_at)
+    material |= {f"attention_{stream}": found[0].float().cpu().numpy() for stream, found in maps.items()}
+    material |= {"attention_input": _bytes(looked_at[0, 0].cpu())} if maps else {}
     if not hides:
         values, whole = ({name: of_name for name, of_name in every.items() if not name[0]} for every in (values, whole))
     rows = [*_rows(values, table, "superpatch"), *_rows(whole, table, "stitched")]

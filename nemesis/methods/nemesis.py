@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -188,6 +189,12 @@ class MaskedAutoencoderMethod(NemesisEncoderMethod[M_]):
 
         mask = self.mask(keys) if keys is not None else nothing_masked(network.encoder.grid, len(voxels), voxels.device)
         return Reconstruction(*network.reconstruct(voxels, mask))
+
+    def attention(self, network: Any, voxels: Tensor) -> Mapping[str, Tensor]:
+        """See :meth:`Method.attention`: of the encoder's last block."""
+        from nemesis.models.attention import received
+
+        return received(network.encoder, voxels)
 
 
 @register

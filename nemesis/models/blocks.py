@@ -60,11 +60,20 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(S, L, E) → (S, L, E): each of the S sequences attends within itself."""
+        q, k, v = self._project(x)
+        y = _attend(q, k, v, self.dropout if self.training else 0.0)
+        return self.out_proj(y.transpose(1, 2).reshape(x.shape))
+
+    def weights(self, x: Tensor) -> Tensor:
+        """(S, L, E) → (S, heads, L, L): the share that a token (row) takes of every token; each row sums to 1."""
+        q, k, _ = self._project(x)
+        return (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).float().softmax(-1)
+
+    def _project(self, x: Tensor) -> Tensor:
+        """(S, L, E) → queries, keys and values (3, S, heads, L, d)."""
         sequences, length, width = x.shape
         qkv = functional.linear(x, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = qkv.view(sequences, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        y = _attend(q, k, v, self.dropout if self.training else 0.0)
-        return self.out_proj(y.transpose(1, 2).reshape(sequences, length, width))
+        return qkv.view(sequences, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
 
 
 def _in_working_precision(x: Tensor) -> Tensor:

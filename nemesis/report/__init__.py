@@ -18,5 +18,7 @@ FIGURES = (
     "sweep",
     "ablations",
     "cost_quality",
+    "superpatch_sizes",
+    "attention",
 )
 NOTEBOOKS = ("data", "ablation_tables", "paper_figures")  # notebooks/<name>.ipynb

@@ -44,6 +44,12 @@ CAPTIONS = {
     "steps as their own table says; variants that cost the same as configured are left out. Right: one superpatch to its vector "
     "with nothing masked, and the forward pass of the pretext, decoder included; of a method that draws whole scans (VoCo), of "
     "all crops of one scan.",
+    "superpatch_sizes": "The ablations that vary the size of the superpatch (filled: as configured), with the intervals of their "
+    "table. Each size is scored on superpatches of its own, and a larger one hides larger holes: the cost of encoding a whole "
+    "scan compares, AUROC and PSNR only by and large.",
+    "attention": "One superpatch of the scan above, and how much attention each of its tokens receives in the last block of the "
+    "encoder, nothing masked: the mean over heads and over the tokens that give it, times their number. The plane stream looks "
+    "within an axial slice, the axis stream along the body's axis.",
     "segmentation": "Networks fine-tuned to segment, with the intervals of the table. Filled: from the weights that the method "
     "gives; hollow: the same network from random ones.",
     "convergence": "What the inner validation (training patients who do not train) said while networks were fine-tuned. Filled: "
@@ -77,9 +83,9 @@ SECTIONS = (  # in the order of reading
     Section("Fine-tuning", ("segmentation", "segmentation_organs", "controls", "convergence"), ("segmentation", "convergence")),
     Section("Ablations", ("ablations",), ("ablations",)),
     Section("Sweep", ("sweep",), ("sweep",)),
-    Section("Reconstruction", ("maesil_reconstruction", "maesil_datasets", "reconstruction"), ("reconstructions",)),
+    Section("Reconstruction", ("maesil_reconstruction", "maesil_datasets", "reconstruction"), ("reconstructions", "attention")),
     Section("Peeking", ("peeking",)),
-    Section("Cost", ("cost",), ("cost_quality",)),
+    Section("Cost", ("cost",), ("cost_quality", "superpatch_sizes")),
     Section("Pretraining", ("pretraining",), ("pretexts", "training_curves")),
 )
 

@@ -238,6 +238,9 @@ def test_features(native):
 class Blur:
     """Hides half the voxels, and answers with something near the truth; only what reconstruct asks of a method."""
 
+    def attention(self, network, voxels):
+        return {}
+
     def reconstruct(self, network, voxels, keys):
         hidden = torch.zeros_like(voxels, dtype=torch.bool)
         if keys is not None:

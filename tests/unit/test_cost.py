@@ -234,7 +234,7 @@ def test_the_encoder_of_the_released_size_costs_what_was_counted_by_hand():
     assert cost.encode / 1e9 == pytest.approx(22.1, rel=0.01)
 
 
-def test_parameters_of_the_encoder_are_those_that_its_vector_depends_on():
+def test_parameters_of_the_encoder_are_those_that_its_vector_is_computed_from():
     method = small_method("nemesis")
     network = method.build()
     cost = method_cost(method)

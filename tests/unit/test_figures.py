@@ -9,7 +9,7 @@ import pytest
 from matplotlib import colormaps
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex, to_rgb
-from report_experiment import make_experiment, material
+from report_experiment import attention_material, make_experiment, material
 
 from nemesis.evaluation.cost import superpatches
 from nemesis.report import FIGURES
@@ -25,8 +25,10 @@ from nemesis.report.figures import (
     sweep_figure,
     training_curves,
 )
+from nemesis.report.figures.attention import attention_figure, attention_of_reference
 from nemesis.report.figures.cost import points
 from nemesis.report.figures.reconstructions import SIDES, centre, of_reference, reconstructions, view
+from nemesis.report.figures.sizes import superpatch_sizes
 from nemesis.report.figures.style import FRAME, GREY, METHOD_COLOURS, OTHER_COLOURS, colour, styles
 from nemesis.report.tables import print_tables
 
@@ -167,11 +169,14 @@ def test_what_cannot_be_drawn_is_said(tmp_path):
     curves = pd.read_parquet(tmp_path / "collected" / "curves.parquet")
     ablations, sweep = (pd.read_csv(tmp_path / "tables" / f"{name}.csv") for name in ("ablations", "sweep"))
     said = [ablations_figure(ablations, spec), sweep_figure(sweep), training_curves(curves, spec), of_reference(spec)]
+    said += [superpatch_sizes(pd.DataFrame(), ablations, spec), attention_of_reference(spec)]
     assert [figure.texts[0].get_text() for figure in said] == [
         "This experiment has no ablations, or none was scored.",
         "This experiment has no sweep, or none of its trials is known.",
         "Nothing was pretrained.",
         "No method of this experiment reconstructs its input.",
+        "No ablation of this experiment varies the size of the superpatch.",
+        "No method of this experiment shows where it attends.",
     ]
     assert not any(figure.axes for figure in said)
 
@@ -235,6 +240,64 @@ def test_labels_of_one_colour_differ_by_marker_and_line():
     assert look["NEMESIS"].marker != look["NEMESIS, official"].marker
     assert look["NEMESIS"].line != look["NEMESIS, official"].line
     assert (look["AE"].marker, look["AE"].line) == (look["NEMESIS"].marker, look["NEMESIS"].line)
+
+
+# -------------------------------------------------------------------------------------------------------- attention
+
+
+def test_attention_stands_beside_the_superpatch_that_it_is_of():
+    shown = attention_material() | {"spacing": material()["spacing"]}
+    figure = attention_figure(shown, "x")
+    rows = np.array(figure.axes[:9], object).reshape(3, 3)
+    assert [axes.get_title() for axes in rows[0]] == ["superpatch", "plane stream", "axis stream"]
+    assert [axes.get_ylabel() for axes in rows[:, 0]] == ["axial", "coronal", "sagittal"]
+    where = centre(shown["attention_input"] / 255)
+    tokens = [at * 4 // 12 for at in where]
+    for row, plane in zip(rows, SIDES, strict=True):
+        volumes = [shown["attention_input"], shown["attention_plane"], shown["attention_axis"]]
+        for axes, volume, place in zip(row, volumes, (where, tokens, tokens), strict=True):
+            (picture,) = axes.images
+            np.testing.assert_array_equal(picture.get_array(), view(volume, plane, place))
+    plane, axis = (axes.images[0] for axes in rows[0, 1:])
+    assert plane.get_clim() == axis.get_clim() == pytest.approx((0.4, 1.6))  # one bar for both
+    assert figure.axes[9].get_ylabel() == "attention received (1: as every other token)"
+    figure.draw_without_rendering()
+    boxes = [[axes.get_window_extent() for axes in row] for row in rows]
+    for row, ratio in zip(boxes, (3 / 2, 5 / 2, 5 / 3), strict=True):  # voxels of 5, 2 and 3 mm
+        assert [box.height / box.width for box in row] == pytest.approx([ratio] * 3, rel=1e-3)
+
+
+def test_attention_is_the_references_and_who_has_none_says_so(report):
+    spec = of_part(report.spec, "methods")
+    assert attention_of_reference(spec).get_suptitle() == "NEMESIS, seed 0"
+    spec["runs"] = [entry for entry in spec["runs"] if entry["method"] != "nemesis"]
+    figure = attention_of_reference(spec)
+    assert figure.texts[0].get_text() == "No method of this experiment shows where it attends." and not figure.axes
+
+
+# ------------------------------------------------------------------------------------------------- superpatch sizes
+
+
+def test_superpatch_sizes_are_those_of_the_ablations(report):
+    table, costs = printed(report, "ablations"), costs_of(report)
+    figure = superpatch_sizes(costs, table, report.spec)
+    own = table[table["variant"].isin(["as configured", "superpatch 32³"])].set_index("superpatch")
+    volumes = costs[costs["part"] == "ablations"].set_index("label")["volume"]
+    for axes, name in zip(figure.axes, ("auroc", "psnr_masked", "volume"), strict=True):
+        found = {line.get_xdata()[0]: line for line in axes.get_lines()}
+        assert sorted(found) == [16, 32] and ticks(axes.xaxis) == ["16³", "32³"]
+        expected = {16: volumes["as configured"], 32: volumes["superpatch 32³"]}
+        if name != "volume":
+            expected = own[name].to_dict()
+            ends = {bar[0][0]: tuple(bar[:, 1]) for bars in axes.collections for bar in bars.get_segments()}
+            for edge, row in own.iterrows():
+                assert ends[edge] == pytest.approx((row[f"{name}_low"], row[f"{name}_high"]))
+        assert {edge: line.get_ydata()[0] for edge, line in found.items()} == pytest.approx(expected)
+        assert to_hex(found[32].get_markerfacecolor()) == "#ffffff" != to_hex(found[16].get_markerfacecolor())
+    assert figure.axes[2].get_yscale() == "log" and figure.axes[2].get_ylabel() == "MAC to encode a scan of 512×512×400"
+    same = table[table["variant"] != "superpatch 32³"]
+    said = superpatch_sizes(costs, same, report.spec)
+    assert said.texts[0].get_text() == "No ablation of this experiment varies the size of the superpatch." and not said.axes
 
 
 # ----------------------------------------------------------------------------------------------------------- curves

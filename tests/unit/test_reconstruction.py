@@ -285,6 +285,24 @@ def test_a_stitched_volume_is_judged_as_one(tmp_path: Path) -> None:
     assert ratio == pytest.approx(8 / 20)
 
 
+def test_attention_is_kept_of_the_brightest_superpatch_of_the_volume_that_gives_the_figure(tmp_path: Path) -> None:
+    class Attending(Fake):
+        def attention(self, network: nn.Module, voxels: Tensor) -> dict[str, Tensor]:
+            return {"plane": nn.functional.avg_pool3d(voxels, 4)[:, 0]}
+
+    scans, table = opened(tmp_path)
+    settings, method = Reconstruction(stitched=["ct/c1"]), Attending(FakeSettings(), EDGE)
+    _, _, material = reconstruct(method, method.build(), scans, table, EDGE, settings, torch.device("cpu"))
+    shown = material["attention_input"] / 255
+    assert shown.shape == (EDGE,) * 3 and material["attention_plane"].shape == (4, 4, 4)
+    half = np.clip((scans.hu(1).whole()[:16, :16].astype(np.float32) + 175) / 425, 0, 1)  # in which the organ lies
+    np.testing.assert_allclose(shown, half, atol=0.51 / 255)
+    np.testing.assert_allclose(material["attention_plane"].mean(), half.mean(), atol=1e-3)
+    plain = Fake(FakeSettings(), EDGE)
+    _, _, material = reconstruct(plain, plain.build(), scans, table, EDGE, settings, torch.device("cpu"))
+    assert not any("attention" in name for name in material)
+
+
 def test_lpips_is_of_the_whole_pasted_and_unmasked(tmp_path: Path) -> None:
     seen: list[int] = []
 

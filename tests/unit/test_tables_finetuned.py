@@ -4,6 +4,7 @@ import copy
 import csv
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from nemesis.report.tables import read_measured, tables
@@ -140,6 +141,20 @@ def test_pretraining_says_what_was_spent_and_what_it_reached(report):
     macs = measured.rows_of([e for e in report.spec["runs"] if e["label"] == "NEMESIS"], metric="pretext_macs")["value"]
     assert rows.loc["NEMESIS", "flop"] == pytest.approx(6 * macs.mean() * samples)
     assert rows.loc["Random ViT", "status"] == "not pretrained" and "not pretrained" in table.markdown()
+
+
+def test_costs_of_encoder_and_whole_network_stand_per_superpatch_and_per_scan_with_what_others_counted(report):
+    table = next(t for t in tables(read_measured(report.spec, report.collected)) if t.name == "cost")
+    data = table.data.set_index("method")
+    tiles = 25 * 32 * 32  # superpatches of 16³ in 400 × 512 × 512
+    nemesis, vit = data.loc["NEMESIS"], data.loc["Random ViT"]
+    assert nemesis["encode_macs_volume"] == tiles * nemesis["encode_macs"] == tiles * 1.6e8
+    assert nemesis["reconstruct_macs_volume"] == tiles * 4.8e8 and nemesis["reconstruct_flop"] == 2 * 4.8e8
+    assert pd.isna(vit["reconstruct_macs"]) and vit["encoder_parameters"] == 3e5
+    shown = {row[0]: row for row in table.rows}
+    fvcore, formula = (table.columns.index(name) for name in ("fvcore", "formula"))
+    assert (shown["NEMESIS"][fvcore], shown["NEMESIS"][formula]) == ("−2.0 %", "+0.0 %")
+    assert (shown["Random ViT"][fvcore], shown["Random ViT"][formula]) == ("+1.0 %", "–")
 
 
 def test_costs_are_counted_beside_what_the_clock_said(report):

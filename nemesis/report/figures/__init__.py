@@ -11,12 +11,14 @@ from typing import Any
 
 from nemesis.report.collect import of_part
 from nemesis.report.figures.ablations import ablations_figure
+from nemesis.report.figures.attention import attention_of_reference
 from nemesis.report.figures.convergence import convergence_figure
 from nemesis.report.figures.cost import cost_quality, counted
 from nemesis.report.figures.curves import label_fractions, training_curves
 from nemesis.report.figures.pretexts import pretexts_figure
 from nemesis.report.figures.reconstructions import of_reference
 from nemesis.report.figures.segmentation import segmentation_figure
+from nemesis.report.figures.sizes import superpatch_sizes
 from nemesis.report.figures.style import defaults, save
 from nemesis.report.figures.sweep import sweep_figure
 
@@ -35,6 +37,7 @@ def draw_figures(spec: Mapping[str, Any], collected: Path, tables: Path, out: Pa
     printed = {name: pd.read_csv(tables / f"{name}.csv") for name in drawn}
     curves, rows, runs = (pd.read_parquet(collected / f"{name}.parquet") for name in ("curves", "rows", "runs"))
     methods = of_part(spec, "methods")
+    costs = counted(spec, rows, runs)
     with defaults():
         figures = {
             "reconstructions": of_reference(methods),
@@ -45,7 +48,9 @@ def draw_figures(spec: Mapping[str, Any], collected: Path, tables: Path, out: Pa
             "training_curves": training_curves(curves, methods),
             "sweep": sweep_figure(printed["sweep"]),
             "ablations": ablations_figure(printed["ablations"], spec),
-            "cost_quality": cost_quality(counted(spec, rows, runs), printed, spec),
+            "cost_quality": cost_quality(costs, printed, spec),
+            "superpatch_sizes": superpatch_sizes(costs, printed["ablations"], spec),
+            "attention": attention_of_reference(methods),
         }
         for name, figure in figures.items():
             save(figure, out / name)

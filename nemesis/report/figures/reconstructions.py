@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,13 @@ Volume = NDArray[Any]
 
 def of_reference(spec: Mapping[str, Any]) -> Figure:
     """The reference's first seed; where it does not reconstruct, the first label that does."""
+    for title, material in materials(spec):
+        return reconstructions(material, title)
+    return sentence("No method of this experiment reconstructs its input.")
+
+
+def materials(spec: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Volume]]]:
+    """Title and material of the first seed of every label that reconstructs, the reference's before all others."""
     reference = reference_label(spec)
     for label in sorted(labels_in_order(spec), key=lambda name: name != reference):
         entry = first_seed(spec, label)
@@ -33,8 +40,7 @@ def of_reference(spec: Mapping[str, Any]) -> Figure:
         if path.exists():
             with np.load(path, allow_pickle=False) as material:
                 if material.files:  # empty where the method does not reconstruct
-                    return reconstructions(dict(material), f"{label}, seed {entry['seed']}")
-    return sentence("No method of this experiment reconstructs its input.")
+                    yield f"{label}, seed {entry['seed']}", dict(material)
 
 
 def reconstructions(material: Mapping[str, NDArray[Any]], title: str) -> Figure:

@@ -47,7 +47,7 @@ PUBLISHED = {
     "ssim": "ssim_whole",
     "lpips": "lpips_whole",
 }  # the paper's figures, and which stand beside them
-DATA = ("group", "variant", "status", "psnr_masked", "ssim_whole", "auroc")
+DATA = ("group", "variant", "superpatch", "status", "psnr_masked", "ssim_whole", "auroc")
 
 
 def ablations_table(measured: Measured) -> Table:
