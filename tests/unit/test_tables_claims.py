@@ -127,7 +127,7 @@ def test_too_few_patients_decide_nothing(measured):
         (NEMESIS | {"dataset": "BTCV"}, "psnr", "no scans of BTCV (`pools.evaluation`)"),
         ({"variant": {"settings": {"tokens": 0}}}, "auroc", "no ablation tokens 0 (`ablations.variants`)"),
         ({"cell": {"embed_dim": "widest", "mask_ratio": 0.25}}, "auroc", "no cell widest, mask ratio 0.25 (`sweep`)"),
-        ({"method": "ae"}, "steps", "`finetune.checks`"),
+        (RANDOM, "steps", "`finetune.checks`"),
     ],
 )
 def test_what_is_missing_is_named_with_its_key(left, metric, key, measured):
