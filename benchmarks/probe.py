@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--organs", type=int, default=8)
     parser.add_argument("--features", type=int, default=768)
     parser.add_argument("--superpatch", type=int, default=128, help="edge of those that are encoded for the comparison")
-    parser.add_argument("--encoded", type=int, default=32, help="how many of them")
+    parser.add_argument("--encoded", type=int, default=8, help="how many of them")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="JSON file to keep the figures in")
     a = parser.parse_args()
