@@ -16,6 +16,7 @@ from nemesis.report import FIGURES
 from nemesis.report.collect import collect, of_part
 from nemesis.report.figures import (
     ablations_figure,
+    convergence_figure,
     cost_quality,
     counted,
     draw_figures,
@@ -497,6 +498,23 @@ def test_without_measured_pretexts_the_figure_says_so(report):
 
 
 # ----------------------------------------------------------------------------------------------------- segmentation
+
+
+def test_convergence_has_a_panel_for_each_task_and_method_and_a_line_for_each_start(report):
+    table, spec = printed(report, "convergence"), of_part(report.spec, "methods")
+    figure = convergence_figure(table, spec)
+    shown = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_ylabel() for axes in shown] == ["AUROC"] * 3 + ["mean Dice"]
+    lines = {line.get_linestyle(): line for line in shown[-1].get_lines() if len(line.get_xdata())}
+    assert list(lines["-"].get_xdata()) == [20, 40, 60] and list(lines[":"].get_xdata()) == [26, 53, 80]
+    assert lines["-"].get_markerfacecolor() != "white" == lines["--"].get_markerfacecolor()
+    here = table[(table["task"] == "segmentation") & (table["arm"] == "pretrained")]
+    assert list(lines["-"].get_ydata()) == list(here["validation"])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "as its method starts it", "from scratch", "from scratch, matched compute",
+    ]  # fmt: skip
+    (told,) = convergence_figure(table.iloc[:0], spec).texts
+    assert "looked at" in told.get_text()
 
 
 def test_segmentation_has_a_mark_for_every_start(report):

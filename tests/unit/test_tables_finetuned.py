@@ -91,6 +91,7 @@ def test_convergence_is_of_the_rate_that_was_taken_and_says_when_scratch_is_over
     first = next(r["step"] for r in arms["pretrained"] if float(r["validation"]) >= best)
     assert {r["reaches_scratch_at"] for r in arms["pretrained"]} == {first} and int(first) < 60
     assert {r["reaches_scratch_at"] for r in arms["scratch"]} == {"60"}
+    assert "| Random ViT        | not pretrained" in text_of(report, "convergence")
 
 
 def test_notes_tell_the_recipe_that_all_share_and_rows_the_steps_of_the_matched_control(report):

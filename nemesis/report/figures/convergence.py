@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nemesis.finetuning import ARMS
-from nemesis.report.figures.style import GREY, LINES, MARKERS, SMALL, TEXT, legend, panels, sentence, styles
+from nemesis.report.figures.segmentation import CONTROLS, STARTED
+from nemesis.report.figures.style import GREY, LINES, SMALL, TEXT, legend, panels, sentence, styles
 from nemesis.report.tables.pieces import share
 
 if TYPE_CHECKING:
@@ -34,12 +35,12 @@ def convergence_figure(table: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
     figure, every = panels(columns, (1.2 + 2.4 * columns, 0.8 + 1.9 * rows), rows)
     for axes, place in zip(every, shown, strict=False):
         here, method = table[(table[list(place)] == pd.Series(place)).all(axis=1)], place["method"]
-        for (arm, _), line, marker in zip(ARMS.items(), LINES, MARKERS, strict=False):
+        for (arm, name), line in zip(ARMS.items(), LINES, strict=False):
             curve = here[here["arm"] == arm].sort_values("step")
-            face = look[method].colour if arm == "pretrained" else "white"
+            face = "white" if name in CONTROLS else look[method].colour
             axes.plot(
-                curve["step"], curve["validation"], color=look[method].colour, linestyle=line, marker=marker, markersize=4,
-                markerfacecolor=face, linewidth=1.2,
+                curve["step"], curve["validation"], color=look[method].colour, linestyle=line,
+                marker=CONTROLS.get(name, "o"), markersize=4, markerfacecolor=face, linewidth=1.2,
             )  # fmt: skip
         axes.set_title(f"{method}, {share(place['label_fraction'])} of the labels", fontsize=SMALL)
         axes.set_ylabel(SCORES[place["task"]], fontsize=TEXT)
@@ -47,9 +48,11 @@ def convergence_figure(table: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
     for axes in every[len(shown) :]:
         axes.set_axis_off()
     named: dict[str, Any] = {}
-    for (arm, name), line, marker in zip(ARMS.items(), LINES, MARKERS, strict=False):
+    for (arm, name), line in zip(ARMS.items(), LINES, strict=False):
         if (table["arm"] == arm).any():
-            face = GREY if arm == "pretrained" else "white"
-            (named[name],) = every[0].plot([], [], color=GREY, linestyle=line, marker=marker, markerfacecolor=face)
+            started, face = (name, "white") if name in CONTROLS else (STARTED, GREY)
+            (named[started],) = every[0].plot(
+                [], [], color=GREY, linestyle=line, marker=CONTROLS.get(name, "o"), markerfacecolor=face
+            )  # fmt: skip
     legend(figure, named, "outside lower center", columns=3)
     return figure

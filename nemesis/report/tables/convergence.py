@@ -14,6 +14,7 @@ from nemesis.report.tables.controls import SCORES
 from nemesis.report.tables.finetuned import tuning_notes
 from nemesis.report.tables.measured import Entries, Measured
 from nemesis.report.tables.pieces import Record, configuration_note, share, without
+from nemesis.report.tables.segmentation import started
 
 NAME, TITLE = "convergence", "Convergence of fine-tuning"
 ABSENT = "No fine-tuning of this experiment looked at an inner validation."
@@ -35,7 +36,7 @@ def convergence_table(measured: Measured) -> Table:
                 for arm, curve in here.items():
                     reached = None if goal is None else _first(curve["mean"], goal)
                     place: Record = {"task": task, "method": label, "arm": arm, "label_fraction": fraction}
-                    place["leakage"] = measured.leakage(entries) if arm == "pretrained" else None
+                    weights, place["leakage"] = started(measured, entries, arm)
                     records += [
                         place | {"step": step, "validation": look["mean"], "validation_lowest": look["min"]}
                         | {"validation_highest": look["max"], "trainings": look["size"], "reaches_scratch_at": reached}
@@ -45,7 +46,7 @@ def convergence_table(measured: Measured) -> Table:
                     best = f"{curve['mean'].max():.3f} at {curve['mean'].idxmax()}"
                     when = MISSING if goal is None else "never" if reached is None else number(reached, 0)
                     count = number(curve["size"].max(), 0)
-                    named = [score, label, ARMS[arm], share(fraction), place["leakage"] or MISSING]
+                    named = [score, label, weights, share(fraction), place["leakage"] or MISSING]
                     printed.append([*named, told, best, when, count])
     columns = (
         "task", "method", "weights", "labels", "leakage", "step: inner validation", "best",

@@ -54,9 +54,7 @@ class _Networks:
         return found if organ is None else [part for run in found if len(part := run[run["organ"] == organ])]
 
     def named(self) -> Record:
-        origin = status(self.measured, self.entries)
-        weights = origin if self.arm == "pretrained" and origin != MEASURED else ARMS[self.arm]
-        leakage = self.measured.leakage(self.entries) if self.arm == "pretrained" else None
+        weights, leakage = started(self.measured, self.entries, self.arm)
         return {"method": self.label, "arm": weights, "label_fraction": self.fraction, "leakage": leakage}
 
     def agreement(self, organ: str | None = None) -> tuple[Estimate, Record]:
@@ -181,6 +179,14 @@ def _notes(measured: Measured) -> list[str]:
         "Invented: cases in which it is seen though it was looked for and is not there; they enter no mean.",
         *tuning_notes(measured, *(protocol_of("segmentation", arm) for arm in ARMS)),
     ]
+
+
+def started(measured: Measured, entries: Entries, arm: Arm) -> tuple[str, str | None]:
+    """What networks were fine-tuned from, as printed, and whether they had seen what they are judged on; None: from scratch."""
+    if arm != "pretrained":
+        return ARMS[arm], None
+    origin = status(measured, entries)
+    return ARMS[arm] if origin == MEASURED else origin, measured.leakage(entries)
 
 
 def segmented_fractions(measured: Measured) -> list[float]:
