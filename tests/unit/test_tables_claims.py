@@ -191,6 +191,19 @@ def test_half_a_patch_is_half_of_what_is_configured(configured, variant, measure
     assert data["right"][0] == "no noise" and data["n_patients"][0] == PATIENTS
 
 
+@pytest.mark.parametrize(("patch", "told"), [(4, "superpatch 32³"), (8, None)])
+def test_a_superpatch_of_double_the_edge_keeps_its_patch(patch, told, measured):
+    """However many of them a step takes."""
+    first, other = (measured.labels("ablations")[label][0]["run"] for label in ("as configured", "superpatch 32³"))
+    plans = {run: dict(measured.identities[run]) for run in (first, other)}
+    plans[first]["settings"] = plans[first]["settings"] | {"patch": None, "grid": 4}
+    plans[other]["settings"] = plans[other]["settings"] | {"patch": patch, "grid": 4}
+    plans[other]["pretraining"] = {"steps": 10, "batch_size": 1}
+    changed = replace(measured, identities=dict(measured.identities) | plans)
+    _, data = judged(changed, claim(BOTH, {"variant": {"superpatch": 2}}, "psnr_masked"))
+    assert (data["right"][0] if pd.notna(data["difference"][0]) else None) == told
+
+
 def test_a_cell_is_compared_with_every_other(measured):
     best, worst = ({"cell": {"embed_dim": width, "mask_ratio": r}} for width, r in (("widest", 0.75), ("narrowest", 0.5)))
     found, data = judged(measured, claim(worst, {"cell": {"others": True}}))
