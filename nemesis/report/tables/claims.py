@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from nemesis.report.claims import METRICS, Claim, Comparison, Figures, Side, load_claims
+from nemesis.report.collect import of_part
 from nemesis.report.leakage import NOTE as LEAKAGE_NOTE
 from nemesis.report.published import published_figures
 from nemesis.report.render import INTERVAL, MISSING, Table, interval, number
 from nemesis.report.tables.differences import Differences
 from nemesis.report.tables.measured import Measured
-from nemesis.report.tables.pieces import Record, configuration_note, counts, figures, intervals_told, pools_text
+from nemesis.report.tables.pieces import Record, configuration_note, counts, figures, intervals_told, organs_note, pools_text
 from nemesis.report.tables.sides import Found, NotMeasured, find, name_of
 from nemesis.report.verdicts import (
     VERDICTS,
@@ -58,6 +59,7 @@ def claims_table(measured: Measured, claims: Sequence[Claim] | None = None) -> T
         "Differences are paired over the patients of the folds that both sides were tested on; those of two datasets are of "
         "independent samples. Intervals are not adjusted for the number of statements, and do not hold how much another seed "
         "would change.",
+        organs_note(spec, measured.rows_of(of_part(spec, "methods")["runs"]), measured.fractions[-1]),
         intervals_told(spec, seen),
         "Inconsistent: what the paper says is denied by its own figures, or by those of what was released with it, whatever is "
         "measured here.",
