@@ -1,6 +1,7 @@
 """The plan: what a run's identity holds, and what it does not."""
 
 import copy
+import hashlib
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import yaml
 
 from nemesis.config import PROBE_ORGANS
 from nemesis.errors import NemesisError
+from nemesis.evaluation.backbones import BACKBONES, Backbone
 from nemesis.experiment import plan
 
 AE = {"name": "ae", "settings": {"channels": [4, 8]}}
@@ -203,6 +205,40 @@ def test_keys_of_reconstructions_reach_the_methods_that_reconstruct_only(planned
         experiment = planned(reconstruction={"mask_seed": mask_seed})
         specs.append({label: experiment.evaluate_spec(run) for label, run in ids(experiment).items()})
     assert [label for label in specs[0] if specs[0][label] != specs[1][label]] == ["NEMESIS", "AE"]
+
+
+def test_weights_of_lpips_reach_what_reconstructs_by_their_hash_and_a_wrong_file_is_a_fault(planned, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    without = planned()
+    assert without.lpips is None and without.report_spec()["lpips"] == {"network": "alex", "sha256": None}
+    assert not any("lpips" in without.evaluate_spec(run) for run in without.run_ids)
+    file = tmp_path / "squeeze.pth"
+    named = {"reconstruction": {"lpips": {"network": "squeeze", "weights": str(file)}}}
+    with pytest.raises(NemesisError, match=r"squeeze\.pth does not exist") as error:
+        planned(**named, organs=["livr"])
+    assert [fault.where for fault in error.value.faults] == ["organs", "reconstruction.lpips.weights"]
+    file.write_bytes(b"weights")
+    with pytest.raises(NemesisError, match=r"is not SqueezeNet 1\.1's squeezenet1_1-b8a52dc0\.pth"):
+        planned(**named)
+    sha256 = hashlib.sha256(b"weights").hexdigest()
+    published = Backbone("SqueezeNet 1.1", f"squeezenet1_1-{sha256[:8]}.pth", 17)
+    monkeypatch.setitem(BACKBONES, "squeeze", published)
+    found = planned(**named)
+    assert found.report_spec()["lpips"] == {"network": "squeeze", "sha256": sha256}
+    for run in map(found.run, found.run_ids):
+        told = {"network": "squeeze", "weights": str(file), "sha256": sha256} if run.method != "random_vit" else None
+        assert found.evaluate_spec(run.id).get("lpips") == told
+    assert found.run_ids == without.run_ids  # no network depends on them
+
+
+def test_every_volume_of_the_methods_is_stitched_and_one_of_each_variant(planned):
+    ablations = {"variants": [{"label": "short", "group": "g", "pretraining": {"steps": 3}}]}
+    experiment = planned(methods=BASE["methods"][:1], ablations=ablations)
+    settings = {run.part: experiment.evaluate_spec(run.id)["reconstruction"] for run in experiment.runs[::-1]}
+    assert (settings["methods"]["stitched"], settings["methods"]["unmasked"]) == ("all", True)
+    short = next(run for run in experiment.runs if run.label == "short")
+    told = experiment.evaluate_spec(short.id)["reconstruction"]
+    assert (told["stitched"], told["unmasked"]) == ([], False)
 
 
 def test_manifests_hold_the_cases_of_the_pools_only(planned):

@@ -318,3 +318,13 @@ def test_masking_strategies_at_full_scale_hide_the_same_share(full_scale):
     runs = [run for run in full_scale.runs if run.part == "ablations" and run.place["group"] in ("", "masking")]
     methods = [create(run.method, run.identity["settings"], run.identity["superpatch"]) for run in runs]
     assert {method.masking.hidden_share(method.architecture.grid) for method in methods} == {0.75}
+
+
+def test_a_plan_says_that_lpips_will_not_be_measured_and_how_it_could_be(tmp_path, monkeypatch, capsys):
+    config = Path("config/config.yaml").resolve()
+    monkeypatch.chdir(tmp_path)  # planning writes into results/
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(planning, "_pending", lambda paths, overrides, cores: [])
+    planning.print_plan([config], {}, cores=2, tflops=1.0)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "LPIPS not measured: put https://download.pytorch.org/models/alexnet-owt-7be5be79.pth" in said

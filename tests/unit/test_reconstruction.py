@@ -363,9 +363,14 @@ def test_the_whole_job_twice_gives_the_same_bytes(
     }
     for name in ("first", "second"):
         evaluate(spec | {"out": str(tmp_path / name)}, "cpu")
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"not those that were planned with")
+    lpips = {"lpips": {"network": "alex", "weights": str(weights), "sha256": "7be5be79"}, "out": str(tmp_path / "third")}
+    with pytest.raises(NemesisError, match="is not the file that this was planned with"):
+        evaluate(spec | lpips, "cpu")
     said = capsys.readouterr().out
     assert "24 superpatches of 6 scans" in said
-    assert said.count("features 24/24") == 1  # the second time they are read
+    assert said.count("features 24/24") == 1  # from the second time they are read
     assert said.count("reconstructions 24/24") == 2
     for name in ("rows.parquet", "predictions.parquet", "reconstructions.parquet", "reconstruction.npz"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
