@@ -72,7 +72,8 @@ def main() -> None:
         f"{len(settings.label_fractions)} fractions × {settings.draws} draws × {settings.folds} folds × {a.organs} organs, "
         f"{' and '.join(settings.protocols)}, {vectors_told}: {wall:.1f} s of wall, {cpu:.1f} s of CPU\n"
         f"with one encoding of each before them: {found['seconds']:,.0f} s; encoding anew in each of {EPOCHS} epochs, "
-        f"{encodings:,} encodings of {each:.3g} s: {found['released_seconds'] / 3600:,.0f} hours, {found['ratio']:,.0f} times as long"
+        f"{encodings:,} encodings of {each:.3g} s: {found['released_seconds'] / 3600:,.0f} hours, "
+        f"{found['ratio']:,.0f} times as long"
     )
     if a.out:
         write_text(a.out, json.dumps(found, indent=1) + "\n")
