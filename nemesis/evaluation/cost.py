@@ -46,13 +46,14 @@ def superpatches(edge: int, volume: Size = VOLUME) -> int:
     return math.prod(math.ceil(n / edge) for n in volume)
 
 
-def method_cost(method: Method[Any], count: Counter = by_torch, device: str = "meta") -> MethodCost:
+def method_cost(method: Method[Any], count: Counter = by_torch, device: str = "meta", with_pretext: bool = True) -> MethodCost:
     """What a method costs per superpatch, counted on its own network.
 
     Args:
         count: :func:`by_torch` or :func:`by_fvcore`.
         device: ``cpu`` or ``cuda`` for a network that reads numbers on its way, which the meta device does not have, and for
             convolutions under fvcore; the forward pass is then computed.
+        with_pretext: count its pass, too, which of crops of a whole scan is much longer than the others.
     """
     import torch
 
@@ -75,7 +76,7 @@ def method_cost(method: Method[Any], count: Counter = by_torch, device: str = "m
         if method.card.reconstructs:
             reconstructed = count(lambda net, x: method.reconstruct(net, x, None).prediction, network, superpatch) // BATCH
         # of published weights nobody names the organs that they were pretrained on: their pretext is not to be had here
-        if method.card.pretext and not (method.card.uses_labels and not method.settings.classes):
+        if with_pretext and method.card.pretext and not (method.card.uses_labels and not method.settings.classes):
             drawn = torch.zeros(BATCH, 1, *method.draw().size, device=device)
             pretrain = count(pretext, network.train(), drawn) // BATCH
     return MethodCost(encode, pretrain, parameters, int(vectors.shape[1]), reconstructed, encoder_parameters)
@@ -96,7 +97,7 @@ def cost_rows(method: Method[Any]) -> list[dict[str, Any]]:
     The first two are counted by PyTorch (the figures that tables print) and again by fvcore and, of the NEMESIS network, by
     formula: ``…_fvcore`` and ``…_formula``.
     """
-    cost, again = counted(method), method_cost(method, by_fvcore, "cpu")
+    cost, again = counted(method), method_cost(method, by_fvcore, "cpu", with_pretext=False)
     macs = {"encode_macs": cost.encode, "reconstruct_macs": cost.reconstruct, "pretext_macs": cost.pretext}
     macs |= {"encode_macs_fvcore": again.encode, "reconstruct_macs_fvcore": again.reconstruct}
     if isinstance(method, NemesisEncoderMethod):
