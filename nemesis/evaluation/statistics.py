@@ -24,7 +24,7 @@ and says so. What another seed of the encoder would change is in no interval: it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -148,29 +148,27 @@ def paired_difference(
     return _score([(method, 1.0), (reference, -1.0)], protocol, label_fraction, metric, easy_negatives, resamples, seed)
 
 
-def mean_over_superpatches(runs: Sequence[pd.DataFrame], resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+def mean_over_superpatches(
+    runs: Sequence[pd.DataFrame], reference: Sequence[pd.DataFrame] = (), resamples: int = RESAMPLES, seed: int = 0
+) -> Estimate:
     """Mean of a figure that every superpatch has by itself, and over the runs (seeds) of a method, with an interval over
-    patients.
+    patients; with a ``reference`` the paired difference to it.
 
     Args:
         runs: of each run ``patient``, ``superpatch`` and ``value``, a line per superpatch, on the same patients.
+        reference: the same of another method.
         resamples: bootstrap resamples of patients; one resample is applied to every run.
         seed: of the resamples.
 
     Raises:
         ValueError: runs that were not evaluated on the same patients.
     """
-    placed = [places(run["patient"]) for run in runs]
-    names = _shared([names for names, _ in placed])
+    names = _shared([places(run["patient"])[0] for run in (*runs, *reference)])
     sizes = {"n_patients": len(names), "n_superpatches": runs[0]["superpatch"].nunique(), "n_cells": 0}
     if not names:
         return Estimate(None, None, None, (), p=None, note="no superpatch has this figure", training=False, **sizes)
     weights = _weights(len(names), resamples, seed)
-    means = []
-    for run, (_, place) in zip(runs, placed, strict=True):
-        total = np.bincount(place, weights=run["value"].to_numpy(np.float64))
-        means.append((weights @ total) / (weights @ np.bincount(place)))
-    return _estimate([(means, 1.0)], sizes)
+    return _estimate(_sides(runs, reference, lambda run: _superpatch_mean(run, weights)), sizes)
 
 
 def mean_over_organs(
@@ -181,7 +179,7 @@ def mean_over_organs(
 
     Args:
         runs: of each run ``patient``, ``organ`` and ``value``, a line per organ and scan, on the same patients; NaN counts as no
-            value: an organ that has none in a resample drops out of it.
+            value, and of the patients those are counted who have one in every run.
         reference: the same of another method.
         resamples: bootstrap resamples of patients; an organ that none of a resample's patients has drops out of it.
         seed: of the resamples.
@@ -189,13 +187,28 @@ def mean_over_organs(
     Raises:
         ValueError: runs that were not evaluated on the same patients.
     """
-    names = _shared([places(run["patient"])[0] for run in (*runs, *reference)])
-    sizes = {"n_patients": len(names), "n_superpatches": 0, "n_cells": runs[0]["organ"].nunique()}
-    if not names:
-        return Estimate(None, None, None, (), p=None, note="nothing was segmented", training=False, **sizes)
+    every = (*runs, *reference)
+    names = _shared([places(run["patient"])[0] for run in every])
+    valued = set.intersection(*(set(run.loc[np.isfinite(run["value"]), "patient"]) for run in every))
+    sizes = {"n_patients": len(valued), "n_superpatches": 0, "n_cells": runs[0]["organ"].nunique()}
+    if not valued:
+        note = "nothing was segmented" if not names else "no patient has this figure in every run"
+        return Estimate(None, None, None, (), p=None, note=note, training=False, **sizes)
     weights = _weights(len(names), resamples, seed)
-    sides = [([_organ_means(run, weights) for run in side], sign) for side, sign in ((runs, 1.0), (reference, -1.0)) if side]
-    return _estimate(sides, sizes)
+    return _estimate(_sides(runs, reference, lambda run: _organ_means(run, weights)), sizes)
+
+
+def _sides(
+    runs: Sequence[pd.DataFrame], reference: Sequence[pd.DataFrame], figures: Callable[[pd.DataFrame], Floats]
+) -> list[tuple[list[Floats], float]]:
+    """The figures of every run of both sides, each with the sign of its mean; one side where there is no reference."""
+    return [([figures(run) for run in side], sign) for side, sign in ((runs, 1.0), (reference, -1.0)) if side]
+
+
+def _superpatch_mean(run: pd.DataFrame, weights: Floats) -> Floats:
+    """(R,): see :func:`mean_over_superpatches`."""
+    place = places(run["patient"])[1]
+    return ratio(weights @ np.bincount(place, weights=run["value"].to_numpy(np.float64)), weights @ np.bincount(place))
 
 
 def _organ_means(run: pd.DataFrame, weights: Floats) -> Floats:
@@ -280,11 +293,12 @@ def _estimate(
         return Estimate(point, None, None, seeds, p=None, note=note, training=False, **sizes)
     parts = [_Variance(float(np.var(sample)) * n / (n - 1), n - 1), *([training] if training else [])]
     error = float(np.sqrt(sum(part.value for part in parts)))
+    if len(sides) == 2 and error == 0:  # of two perfect scores, say: neither is shown to be as good as the other
+        note = "no interval: no resample of patients changes the difference, so its spread cannot be told"
+        return Estimate(point, None, None, seeds, p=None, note=note, training=False, **sizes)
     degrees = error**4 / sum(part.value**2 / part.degrees for part in parts) if error > 0 else float(n - 1)
     low, high = _interval(point, error * float(stats.t.ppf((1 + LEVEL) / 2, degrees)), share)
-    p = None
-    if len(sides) == 2:
-        p = float(2 * stats.t.sf(abs(point) / error, degrees)) if error > 0 else float(point == 0)
+    p = float(2 * stats.t.sf(abs(point) / error, degrees)) if len(sides) == 2 else None
     return Estimate(point, low, high, seeds, p=p, note="", training=training is not None, **sizes)
 
 

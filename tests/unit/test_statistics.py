@@ -115,7 +115,15 @@ def test_the_difference_is_paired_and_its_p_is_of_the_same_t() -> None:
 @pytest.mark.parametrize("metric", METRICS)
 def test_identical_predictions_do_not_differ(metric: Metric, fraction: float) -> None:
     same = paired_difference([with_draws()], [with_draws()], "linear", fraction, metric, resamples=200)
-    assert (same.point, same.low, same.high, same.p) == (0.0, 0.0, 0.0, 1.0)
+    assert (same.point, same.low, same.high, same.p) == (0.0, None, None, None)
+    assert "no resample of patients changes the difference" in same.note
+
+
+def test_two_perfect_scores_are_not_shown_to_be_equal() -> None:
+    """Nor that one is a little better than the other: their spread cannot be told."""
+    perfect = [Scores(predictions(skill=40.0, seed=seed)) for seed in (0, 1)]
+    gap = paired_difference(perfect[:1], perfect[1:], "linear", 1.0, resamples=100)
+    assert (gap.point, gap.low, gap.high, gap.p) == (0.0, None, None, None)
 
 
 def test_an_interval_ends_before_a_perfect_score_and_a_perfect_score_has_none() -> None:
@@ -193,7 +201,7 @@ def test_the_mean_over_superpatches_resamples_patients() -> None:
         names = np.repeat([f"p{i:02}" for i in range(12)], weight)
         again = [pd.concat(frame[frame["patient"] == name] for name in names) for frame in frames]
         expected.append(np.mean([frame["value"].mean() for frame in again]))
-    estimate = mean_over_superpatches(frames, resamples, seed=3)
+    estimate = mean_over_superpatches(frames, resamples=resamples, seed=3)
     point = np.mean([frame["value"].mean() for frame in frames])
     half = stats.t.ppf(0.975, 11) * np.std(expected) * np.sqrt(12 / 11)
     assert (estimate.point, estimate.low, estimate.high) == pytest.approx((point, point - half, point + half))
@@ -222,6 +230,43 @@ def test_the_mean_over_organs_resamples_patients() -> None:
     assert gap.point == pytest.approx(mean(run, once) - mean(other, once))
     assert (gap.low, gap.high) == pytest.approx((gap.point - half, gap.point + half))  # type: ignore[operator]
     assert gap.p == pytest.approx(2 * stats.t.sf(abs(gap.point) / (half / stats.t.ppf(0.975, n - 1)), n - 1))  # type: ignore[arg-type]
+
+
+def test_the_difference_of_means_over_superpatches_is_paired() -> None:
+    ours, theirs = values(0), values(0).assign(value=lambda frame: frame["value"] - 1 + 0.1 * frame["superpatch"] % 2)
+    gap = mean_over_superpatches([ours], [theirs], resamples=60, seed=3)
+    apart = [mean_over_superpatches([run], resamples=60, seed=3) for run in (ours, theirs)]
+    assert gap.point == pytest.approx(apart[0].point - apart[1].point)  # type: ignore[operator]
+    by_superpatch = mean_over_superpatches([ours.assign(value=ours["value"] - theirs["value"])], resamples=60, seed=3)
+    assert (gap.low, gap.high) == pytest.approx((by_superpatch.low, by_superpatch.high))
+    assert (gap.n_patients, gap.n_superpatches) == (12, 78)
+
+
+def organ_values(known: int, patients: int = 14) -> pd.DataFrame:
+    """A figure that so many patients have, of two organs."""
+    names = [f"p{n:02}" for n in range(patients)]
+    value = np.where(np.arange(patients) < known, np.linspace(1, 9, patients), np.nan)
+    return pd.DataFrame({"patient": names * 2, "organ": np.repeat(["liver", "spleen"], patients), "value": np.tile(value, 2)})
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_figure_that_nobody_has_is_none_and_differs_from_nothing() -> None:
+    """Distances of a network that finds an organ nowhere are NaN."""
+    one, nothing = organ_values(14), organ_values(0)
+    for estimate in (
+        mean_over_organs([nothing], resamples=50),
+        mean_over_organs([one, nothing], resamples=50),
+        mean_over_organs([one], [nothing], resamples=50),
+    ):
+        assert (estimate.point, estimate.low, estimate.high, estimate.p, estimate.n_patients) == (None, None, None, None, 0)
+        assert "no patient has this figure" in estimate.note
+
+
+def test_patients_without_a_figure_are_no_patients_of_its_interval() -> None:
+    few = mean_over_organs([organ_values(2)], resamples=50)
+    assert few.point is not None and (few.low, few.n_patients) == (None, 2)
+    assert few.note == "no interval: 2 patients, at least 12 are needed"
+    assert mean_over_organs([organ_values(12)], resamples=50).low is not None
 
 
 def test_means_without_superpatches_or_with_few_or_other_patients() -> None:

@@ -212,3 +212,12 @@ def test_a_cell_is_compared_with_every_other(measured):
     assert judged(measured, claim(best, {"cell": {"others": True}}, "f1"))[0] == SUPPORTED
     search = measured.spec | {"config": measured.spec["config"] | {"sweep": {"search": {}}}}
     assert "best trial alone" in judged(replace(measured, spec=search), claim(best, worst))[1]["missing"][0]
+
+
+def test_a_sweep_of_one_width_says_nothing_of_widths(measured):
+    """The narrowest and the widest are then one cell, which is no further from itself than anybody claims."""
+    runs = [e for e in measured.spec["runs"] if e["part"] != "sweep" or e["embed_dim"] == 96]
+    narrow, wide = ({"cell": {"embed_dim": width, "mask_ratio": 0.5}} for width in ("narrowest", "widest"))
+    found, data = judged(replace(measured, spec=measured.spec | {"runs": runs}), claim(narrow, wide, relation="within", margin=0.01))
+    assert found == UNDECIDABLE
+    assert data["missing"][0] == "the sweep has one width alone (`sweep.embed_dims`)"

@@ -61,7 +61,7 @@ def test_reconstruction_takes_the_mean_over_seeds(report, measured):
     first, second = (frame["value"].mean() for frame in frames)
     assert second - first == pytest.approx(0.25)
     assert float(row["psnr_masked"]) == pytest.approx((first + second) / 2)
-    estimate = mean_over_superpatches(frames, report.spec["bootstrap"])
+    estimate = mean_over_superpatches(frames, resamples=report.spec["bootstrap"])
     assert [float(row[f"psnr_masked_{end}"]) for end in ("low", "high")] == pytest.approx([estimate.low, estimate.high])
     assert float(row["psnr_visible_mean"]) == pytest.approx(float(row["psnr_masked"]) - 3)
     stitched, other, volumes = _rows(report)[1:4]
@@ -87,7 +87,7 @@ def test_stitched_volumes_have_figures_of_their_own_with_an_interval_over_patien
                         ("psnr_unmasked_input", (False, "psnr", "whole")), ("ssim_whole", (True, "ssim", "whole")),
                         ("psnr_masked_unmasked_input", (False, "psnr", "masked"))):  # fmt: skip
         frames = _of(measured, "NEMESIS", *place, scope="stitched")
-        estimate = mean_over_superpatches(frames, report.spec["bootstrap"])
+        estimate = mean_over_superpatches(frames, resamples=report.spec["bootstrap"])
         told = [float(row[f"{name}{end}"]) for end in ("", "_low", "_high")]
         assert told == pytest.approx([estimate.point, estimate.low, estimate.high])
         assert told[1] < told[0] < told[2]
@@ -132,7 +132,7 @@ def test_datasets_are_told_apart_and_together(two_datasets):
     frames = _of(read_measured(spec, root / "collected"), "MAESIL", True, "psnr", "masked")
     for row in rows:
         own = [f if "+" in row["dataset"] else f[f["dataset"] == row["dataset"]] for f in frames]
-        estimate = mean_over_superpatches(own, spec["bootstrap"])
+        estimate = mean_over_superpatches(own, resamples=spec["bootstrap"])
         told = [float(row[f"psnr_masked{end}"]) for end in ("", "_low", "_high")]
         assert told == pytest.approx([estimate.point, estimate.low, estimate.high])
         assert row["n_patients"] == ("24" if "+" in row["dataset"] else "12")
@@ -146,7 +146,7 @@ def test_what_hides_is_judged_pasted_and_what_does_not_on_the_whole_input(report
     for label, masked in (("NEMESIS", True), ("Auto_encoder & co", False)):
         for metric in ("psnr", "ssim"):
             frames = _of(measured, label, masked, metric)
-            estimate = mean_over_superpatches(frames, report.spec["bootstrap"])
+            estimate = mean_over_superpatches(frames, resamples=report.spec["bootstrap"])
             told = [float(rows[label][f"{metric}{end}"]) for end in ("", "_low", "_high")]
             assert told == pytest.approx([estimate.point, estimate.low, estimate.high])
         assert rows[label]["input_masked"] == str(masked)
@@ -213,7 +213,7 @@ def test_psnr_by_dataset_with_the_papers_beside_maesil(two_datasets):
     for dataset, patients in (("BTCV", 12), ("b", 12)):
         frames = [f[f["dataset"] == dataset] for f in _of(measured, "MAESIL", True, "psnr")]
         row = data.loc[("MAESIL", dataset)]
-        assert row["psnr"] == pytest.approx(mean_over_superpatches(frames, 200).point)
+        assert row["psnr"] == pytest.approx(mean_over_superpatches(frames, resamples=200).point)
         assert (row["n_patients"], row["n_superpatches"]) == (patients, len(frames[0]))
     assert data.loc[("MAESIL", "BTCV"), "published_psnr"] == 32.09
     assert pd.isna(data.loc[("MAESIL", "b"), "published_psnr"])

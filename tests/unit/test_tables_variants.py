@@ -67,7 +67,7 @@ def test_figures_of_a_variant_are_those_of_the_statistics(report):
         assert told == pytest.approx([estimate.point, estimate.low, estimate.high], rel=1e-9)
     every = measured.reconstructions[labels["axis alone"][0]["run"]].query("scope == 'superpatch'")
     masked = every[every["input_masked"] & (every["region"] == "masked") & (every["metric"] == "psnr") & ~every["easy"]]
-    psnr = mean_over_superpatches([masked], report.spec["bootstrap"])
+    psnr = mean_over_superpatches([masked], resamples=report.spec["bootstrap"])
     assert float(row["psnr_masked"]) == pytest.approx(masked["value"].mean(), rel=1e-9)
     assert float(row["psnr_masked_high"]) == pytest.approx(psnr.high, rel=1e-9)
     assert float(row["effective_mask_ratio"]) == 0.75

@@ -13,7 +13,7 @@ from scipy.stats import t as student
 
 from nemesis.evaluation.cells import Metric
 from nemesis.evaluation.cost import FLOP_PER_MAC, superpatches
-from nemesis.evaluation.statistics import LEVEL, Estimate, Scores, mean_over_organs, paired_difference, summarise
+from nemesis.evaluation.statistics import LEVEL, Estimate, Scores, mean_over_superpatches, paired_difference, summarise
 from nemesis.finetuning import protocol_of
 from nemesis.report.claims import Metric as ClaimedMetric
 from nemesis.report.claims import Side
@@ -48,7 +48,7 @@ class Differences:
             assert other is not None  # a number of steps by itself says nothing
             found = self._steps(left, other)
         elif metric == "dice":
-            found = self._mean(self._dice(left), self._dice(other) if other else ())
+            found = self.measured.over_organs(self._dice(left), self._dice(other) if other else ())
         elif metric in get_args(Metric):
             found = self._presence(cast(Metric, metric), left, other)
         else:
@@ -112,9 +112,6 @@ class Differences:
 
     # ------------------------------------------------------------------------------- segmentation and reconstruction
 
-    def _mean(self, ours: Sequence[pd.DataFrame], theirs: Sequence[pd.DataFrame] = ()) -> Estimate:
-        return mean_over_organs(ours, theirs, self.measured.spec["bootstrap"], self.measured.spec["seed"])
-
     def _dice(self, found: Found) -> list[pd.DataFrame]:
         frames = self.measured.segmented(found.entries, found.side.arm, found.side.fraction)
         if not frames:
@@ -124,24 +121,28 @@ class Differences:
 
     def _reconstruction(self, metric: str, left: Found, right: Found | None) -> Estimate:
         """Of superpatches: paired over the patients of both sides, or where these are different people as two samples."""
+
+        def mean(*sides: Sequence[pd.DataFrame]) -> Estimate:
+            return mean_over_superpatches(*sides, resamples=self.measured.spec["bootstrap"], seed=self.measured.spec["seed"])
+
         ours = self._figures(metric, left)
         if right is None:
-            return self._mean(ours)
+            return mean(ours)
         theirs = self._figures(metric, right)
         common = set.intersection(*(set(frame["patient"].unique()) for frame in (*ours, *theirs)))
         if not common:
-            return _unpaired(self._mean(ours), self._mean(theirs))
+            return _unpaired(mean(ours), mean(theirs))
         both = [[frame[frame["patient"].isin(common)] for frame in side] for side in (ours, theirs)]
-        return self._mean(*both)
+        return mean(*both)
 
     def _figures(self, metric: str, found: Found) -> list[pd.DataFrame]:
-        """A line per superpatch, as of one organ: so the mean over organs is the mean over superpatches."""
+        """A line per superpatch, of each run."""
         measure = (UNDER_MASK if self.measured.hides(found.entries) else NOTHING_HIDDEN).get(metric)
         dataset = dataset_of(self.measured, found.side)
         frames = self.measured.of_superpatches(found.entries, measure, dataset) if measure else []
         if not all(len(frame) for frame in frames) or not frames:
             raise NotMeasured(f"no {metric.partition('_')[0].upper()} of {found.name} (`reconstruction`)")
-        return [frame.assign(organ="") for frame in frames]
+        return frames
 
     # ---------------------------------------------------------------------------------------------- cost, convergence
 
@@ -218,5 +219,8 @@ def _over_trainings(gaps: Sequence[float]) -> Estimate:
         note = f"no interval: {n} training{'s' * (n != 1)} of both sides, at least {MIN_TRAININGS_FOR_INTERVAL} are needed"
         return replace(exactly(0.0), point=float(np.mean(gaps)) if gaps else None, low=None, high=None, note=note)
     point = float(np.mean(gaps))
+    if len(set(gaps)) == 1:
+        note = f"no interval: all {n} trainings differ by as many steps, for want of looks between"
+        return replace(exactly(point), low=None, high=None, note=note)
     reach = float(student.ppf((1 + LEVEL) / 2, n - 1) * np.std(gaps, ddof=1) / math.sqrt(n))
     return replace(exactly(point), low=point - reach, high=point + reach)

@@ -71,6 +71,7 @@ def main_table(measured: Measured) -> Table:
         record |= {"pretraining_voxels": budget.voxels, "pretraining_flop": budget.flop}
         records.append(record | difference_figures(gap) | counts(auroc) | {"seeds": len(own)})
     add_holm(records)
+    told = [(r["protocol"], estimate) for r, estimate in zip(records, seen.values(), strict=True) if r["status"] != NOT_RUN]
     for row in unmatched(spec, papers, records, "protocol"):
         record = dict.fromkeys(records[0]) | _record(row["method"], row["protocol"], NOT_RUN)
         records.append(record | {"published_auroc": row["auroc"], "published_f1": row["f1"]})
@@ -96,7 +97,7 @@ def main_table(measured: Measured) -> Table:
     also = f", and by networks fine-tuned at {share(largest['finetune'])} of them" if tuned else ""
     caption = (
         f"Organ presence in {superpatches_of(spec)}, read off frozen features at {share(fraction)} of the labels{also}. "
-        f"{sizes_text(seen.values())} {pools_text(spec)}"
+        f"{_sizes(told)} {pools_text(spec)}"
     )
     notes = [
         published_note(spec, NEMESIS, PUBLISHED_ON, "the same protocol"),
@@ -104,7 +105,7 @@ def main_table(measured: Measured) -> Table:
         *tuning_notes(measured, "finetune"),
         organs_note(spec, rows, fraction),
         "Superpatches that are nearly empty (easy negatives) are left out, but in the column that says so.",
-        *interval_notes(spec, seen.values()),
+        *interval_notes(spec, [estimate for _, estimate in told]),
         _seeds_note(measured, seen),
         *_chance_notes(rows, [fraction]),
         "F1 is taken at the score 0.5, as in the paper, and at a threshold tuned on training patients; p is that of the paired "
@@ -122,7 +123,7 @@ def fractions_table(measured: Measured) -> Table:
     rows, papers = measured.rows_of(spec["runs"]), load_published()["table3_label_fraction"]
     records: list[Record] = []
     printed: list[list[str]] = []
-    seen: list[Estimate] = []
+    seen: list[tuple[str, Estimate]] = []  # under which protocol, of what was run
     for label, entries in measured.labels("methods").items():
         leakage = measured.leakage(entries)
         for protocol in measured.probed:
@@ -130,8 +131,8 @@ def fractions_table(measured: Measured) -> Table:
             line: list[Record] = []
             for fraction in fractions:
                 auroc = measured.score(entries, protocol, fraction)
-                seen.append(auroc)
                 status = _status(measured, auroc, entries, protocol, fraction)
+                seen += [(protocol, auroc)] * (status != NOT_RUN)
                 record = _record(label, protocol, status, fraction, leakage)
                 record |= figures("auroc", auroc) | {"auroc_seed_sd": spread(auroc)}
                 record |= beside("auroc", auroc.point, paper.get(fraction))
@@ -149,17 +150,17 @@ def fractions_table(measured: Measured) -> Table:
         printed.append([paper["method"], PROTOCOLS[paper["protocol"]], MISSING, f"published; {NOT_RUN}", *texts])
     tuned = "finetune" in measured.probed
     also = " and by fine-tuned networks" * tuned
-    score = f"AUROC{INTERVAL * any(estimate.low is not None for estimate in seen)}"
+    score = f"AUROC{INTERVAL * any(estimate.low is not None for _, estimate in seen)}"
     caption = (
         f"{score} of organ presence in {superpatches_of(spec)} from frozen features{also}, "
-        f"by share of the training patients whose labels are used. {sizes_text(seen)} {pools_text(spec)}"
+        f"by share of the training patients whose labels are used. {_sizes(seen)} {pools_text(spec)}"
     )
     notes = [
         published_note(spec, NEMESIS, PUBLISHED_ON, "the same protocol"),
         organs_note(spec, rows, fractions[-1]),
         *_training_notes(rows, fractions),
         *tuning_notes(measured, "finetune"),
-        *interval_notes(spec, seen),
+        *interval_notes(spec, [estimate for _, estimate in seen]),
         *_fixed_notes(rows, fractions),
         *_chance_notes(rows, fractions),
         LEAKAGE_NOTE,
@@ -173,6 +174,12 @@ def fractions_table(measured: Measured) -> Table:
 def _record(method: str, protocol: str, status: str, fraction: float | None = None, leakage: str | None = None) -> Record:
     record: Record = {"method": method, "protocol": protocol, "status": status, "leakage": leakage}
     return record if fraction is None else record | {"label_fraction": fraction}
+
+
+def _sizes(seen: Sequence[tuple[str, Estimate]]) -> str:
+    """How many patients and superpatches were scored, and of fine-tuned networks, where these were others."""
+    frozen, tuned = (sizes_text(e for protocol, e in seen if (protocol == "finetune") is kind) for kind in (False, True))
+    return frozen if tuned in ("", frozen) else f"{frozen} Fine-tuned rows: {tuned}"
 
 
 def _seeds(record: Record) -> str:

@@ -177,7 +177,7 @@ class Measured:
     ) -> Estimate:
         """The mean of a figure of ``MEASURES``; see :meth:`of_superpatches`."""
         frames = self.of_superpatches(entries, measure, dataset, scope, easy_negatives)
-        return mean_over_superpatches(frames, self.spec["bootstrap"], self.spec["seed"])
+        return mean_over_superpatches(frames, (), self.spec["bootstrap"], self.spec["seed"])
 
     def of_superpatches(
         self,

@@ -144,8 +144,9 @@ def superpatches_of(spec: Mapping[str, Any]) -> str:
 
 
 def sizes_text(estimates: Iterable[Estimate]) -> str:
-    """How many patients and superpatches were scored, at most."""
-    most = max(estimates, key=lambda e: e.n_superpatches)
+    """How many patients and superpatches were scored, at most; nothing where there is no score."""
+    if (most := max(estimates, key=lambda e: e.n_superpatches, default=None)) is None:
+        return ""
     return f"{most.n_patients} patients, {most.n_superpatches} superpatches scored."
 
 

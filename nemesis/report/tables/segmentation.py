@@ -57,15 +57,15 @@ class _Networks:
         weights, leakage = started(self.measured, self.entries, self.arm)
         return {"method": self.label, "arm": weights, "label_fraction": self.fraction, "leakage": leakage}
 
-    def agreement(self, organ: str | None = None) -> tuple[Estimate, Record]:
-        """Dice, and the columns of all figures: means over organs, or of one."""
+    def agreement(self, organ: str | None = None) -> tuple[dict[str, Estimate], Record]:
+        """The figures, and their columns: means over organs, or of one."""
         means = {metric: self.measured.over_organs(self.lines(metric, organ)) for metric in ("dice", *SURFACES)}
         record = {name: value for metric, mean in means.items() for name, value in figures(metric, mean).items()}
         distances = self.lines("hd95", organ)
         record["cases"] = float(np.mean([len(run) for run in distances]))
         record["missed"] = float(np.mean([run["value"].isna().sum() for run in distances]))
         record["invented"] = sum(len(run) for run in self.lines("invented", organ)) / len(distances)
-        return means["dice"], record
+        return means, record
 
 
 def segmentation_table(measured: Measured) -> Table:
@@ -76,8 +76,8 @@ def segmentation_table(measured: Measured) -> Table:
     seen: list[Estimate] = []
     for networks in _segmented(measured):
         entries, arm, fraction = networks.entries, networks.arm, networks.fraction
-        mean, found = networks.agreement()
-        seen.append(mean)
+        means, found = networks.agreement()
+        seen += means.values()
         record = networks.named() | found
         against: str | None = None
         other: Lines = ()
@@ -88,7 +88,7 @@ def segmentation_table(measured: Measured) -> Table:
         gap = measured.over_organs(networks.lines("dice"), other) if other else None
         record |= {"against": against if other else None} | difference_figures(gap)
         record |= tuning_cost(measured, entries, protocol_of("segmentation", arm))
-        records.append(record | {"n_patients": mean.n_patients, "seeds": len(networks.lines("dice"))})
+        records.append(record | {"n_patients": means["dice"].n_patients, "seeds": len(networks.lines("dice"))})
     columns = [
         "method", "weights", "labels", "leakage", "mean Dice [95 % CI]", "HD95, mm [95 % CI]", "surface Dice [95 % CI]", "missed",
         "invented", "Δ to", "Δ mean Dice [95 % CI]", "p (Holm)", "patients", "seeds",
@@ -126,9 +126,9 @@ def segmentation_organs_table(measured: Measured) -> Table:
     for networks in _segmented(measured):
         for organ in measured.spec["config"]["organs"]:
             if networks.lines("dice", organ):
-                mean, found = networks.agreement(organ)
-                seen.append(mean)
-                records.append(networks.named() | {"organ": organ} | found | {"n_patients": mean.n_patients})
+                means, found = networks.agreement(organ)
+                seen += means.values()
+                records.append(networks.named() | {"organ": organ} | found | {"n_patients": means["dice"].n_patients})
     columns = [
         "method", "weights", "labels", "leakage", "organ", "Dice [95 % CI]", "HD95, mm [95 % CI]", "surface Dice [95 % CI]",
         "missed", "invented", "patients",

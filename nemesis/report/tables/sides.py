@@ -119,6 +119,8 @@ def _cells(measured: Measured, side: Side, wanted: Cell, other: Found | None) ->
     if measured.spec["config"].get("sweep") and measured.spec["config"]["sweep"]["search"] is not None:
         raise NotMeasured("a search evaluates its best trial alone (`sweep.search: null` evaluates every cell)")
     widths = [entries[0]["embed_dim"] for entries in cells]
+    if wanted.embed_dim is not None and len(set(widths)) == 1:
+        raise NotMeasured("the sweep has one width alone (`sweep.embed_dims`)")
     ends = {"narrowest": min(widths, default=0), "widest": max(widths, default=0), None: None}
     found = []
     for entries in cells:
