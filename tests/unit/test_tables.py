@@ -195,6 +195,23 @@ def test_data_are_counted_by_dataset_and_pool(tmp_path):
     assert list(table.data[table.data["status"] == "not used"]["dataset"]) == ["TotalSegmentator", "LIDC-IDRI"]
 
 
+def test_the_caption_says_how_many_patients_the_fine_tuned_rows_are_of(report):
+    """They were tested on three folds of five."""
+    found = _tables(_measured(report))
+    rows = found["main"].data.set_index("protocol")
+    patients, tuned = (int(rows.loc[name, "n_patients"].max()) for name in ("linear", "finetune"))
+    assert tuned < patients
+    for name in ("main", "label_fractions"):
+        assert f" {patients} patients, " in found[name].caption
+        assert f" scored. Fine-tuned rows: {tuned} patients, " in found[name].caption
+
+
+def test_what_was_not_run_is_no_reason_for_a_missing_interval(report):
+    found = _tables(_measured(report))["label_fractions"]
+    assert any("not run" in row for row in found.rows)
+    assert not any("no organ has both classes" in note for note in found.notes)
+
+
 def test_a_method_that_ran_but_cannot_be_scored_says_so(report):
     measured = _measured(report)
     found = _tables(_with_predictions(measured, lambda frame: frame.assign(truth=False)))

@@ -218,6 +218,7 @@ def test_a_sweep_of_one_width_says_nothing_of_widths(measured):
     """The narrowest and the widest are then one cell, which is no further from itself than anybody claims."""
     runs = [e for e in measured.spec["runs"] if e["part"] != "sweep" or e["embed_dim"] == 96]
     narrow, wide = ({"cell": {"embed_dim": width, "mask_ratio": 0.5}} for width in ("narrowest", "widest"))
-    found, data = judged(replace(measured, spec=measured.spec | {"runs": runs}), claim(narrow, wide, relation="within", margin=0.01))
+    alone = replace(measured, spec=measured.spec | {"runs": runs})
+    found, data = judged(alone, claim(narrow, wide, relation="within", margin=0.01))
     assert found == UNDECIDABLE
     assert data["missing"][0] == "the sweep has one width alone (`sweep.embed_dims`)"

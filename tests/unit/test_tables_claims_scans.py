@@ -75,17 +75,25 @@ def validated(measured, curves):
     return replace(measured, rows=pd.concat([others, pd.DataFrame(rows, columns=ROW_COLUMNS)], ignore_index=True))
 
 
-FAST = [{20: 0.3 + fold / 50, 40: 0.5, 60: 0.6} for fold in range(5)]
+FAST = [{20: 0.3 + fold / 50 - 0.1 * (fold == 0), 40: 0.5, 60: 0.6} for fold in range(5)]  # the first by one look later
 SLOW = [{20: 0.1, 40: 0.2, 60: 0.3 + fold / 50} for fold in range(5)]
 
 
 def test_fewer_steps_to_the_same_dice(measured):
     faster = claim(AE, SCRATCH, "steps", relation="below")
     found, data = judged(validated(measured, {"segment": FAST, "segment_scratch": SLOW}), faster)
-    assert found == SUPPORTED and data["difference"][0] == -40
+    assert found == SUPPORTED and data["difference"][0] == pytest.approx(-36)
     assert judged(validated(measured, {"segment": SLOW, "segment_scratch": FAST}), faster)[0] == CONTRADICTED
     mixed = {"segment": FAST[:2] + SLOW[:3], "segment_scratch": SLOW[:2] + FAST[:3]}
     assert judged(validated(measured, mixed), faster)[0] == UNDECIDABLE
+
+
+def test_looks_too_far_apart_to_tell_trainings_from_one_another_decide_nothing(measured):
+    """An interval of no width would be what the spacing of the looks made of it."""
+    alike = validated(measured, {"segment": FAST[1:] + FAST[4:], "segment_scratch": SLOW[1:] + SLOW[4:]})
+    found, data = judged(alike, claim(AE, SCRATCH, "steps", relation="below"))
+    assert (found, data["difference"][0]) == (UNDECIDABLE, -40)
+    assert data["missing"][0] == "no interval: all 5 trainings differ by as many steps, for want of looks between"
 
 
 def test_convergence_without_curves_or_with_few_is_not_decided(measured):
@@ -106,6 +114,7 @@ def test_reconstructions_turn_with_their_figures(measured):
     assert judged(measured, better)[0] == SUPPORTED
     found, data = judged(shifted(measured, "Auto_encoder & co", lambda frame: 9.0), better)
     assert found == CONTRADICTED and data["n_patients"][0] == PATIENTS
+    assert data["n_superpatches"][0] > PATIENTS and data["n_cells"][0] == 0  # a mean over superpatches, of no probe
     far = shifted(measured, "Auto_encoder & co", lambda frame: 9.0 * ((frame["superpatch"] // 12) % 2 * 2 - 1))
     assert judged(far, better)[0] == UNDECIDABLE
 
