@@ -51,9 +51,9 @@ def claims_table(measured: Measured, claims: Sequence[Claim] | None = None) -> T
     notes = [
         "One rule: a statement is supported where the 95 % interval of the difference, left minus right, lies on the claimed "
         "side of the claimed margin (0 where none is said), contradicted where it lies wholly on the other, not decidable with "
-        "this much data where it lies on both, where there is no interval (the reason is told), or where a side was not measured: the "
-        "key of the configuration that would measure it is then named. Of several comparisons all have to hold; one that fails "
-        "contradicts. What is counted has no interval.",
+        "this much data where it lies on both, where there is no interval (the reason is told), or where a side was not "
+        "measured: the key of the configuration that would measure it is then named. Of several comparisons all have "
+        "to hold; one that fails contradicts. What is counted has no interval.",
         "A verdict speaks of the setting above alone: of these data, sizes and lengths of training. It says whether the "
         "statement holds there, not whether the paper's figures would come out again.",
         "Differences are paired over the patients of the folds that both sides were tested on; those of two datasets are of "
