@@ -61,8 +61,8 @@ class Stitched:
     def measure(self, unmasked: bool, lpips: Perceptual | None) -> dict[Measure, float]:
         """See :func:`nemesis.evaluation.similarity.measure`; a superpatch that is wholly hidden is filled with the mean of the
         scan's visible voxels."""
-        filled = torch.where(self.filled.isnan(), self.truth[~self.hidden].mean(), self.filled)
-        return measure(self.truth, self.hidden, self.predicted, filled, self.unmasked if unmasked else None, lpips)
+        self.filled.masked_fill_(self.filled.isnan(), self.truth[~self.hidden].mean())
+        return measure(self.truth, self.hidden, self.predicted, self.filled, self.unmasked if unmasked else None, lpips)
 
     def material(self, hides: bool, spacing: Sequence[float]) -> dict[str, NDArray[Any]]:
         """What the figure is drawn from: see :func:`reconstruct`."""

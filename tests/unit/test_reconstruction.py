@@ -113,7 +113,7 @@ def test_ssim_is_scikit_images(shape: tuple[int, int, int], monkeypatch: pytest.
     a, b = smooth_and_noisy(shape)
     expected = scikit_images(b, a)
     assert ssim(torch.from_numpy(b), torch.from_numpy(a)) == pytest.approx(expected, abs=1e-5)
-    monkeypatch.setattr(similarity, "SSIM_SLAB_VOXELS", shape[1] * shape[2] * 5)  # several slabs say the same
+    monkeypatch.setattr(similarity, "SLAB_VOXELS", shape[1] * shape[2] * 5)  # several slabs say the same
     assert ssim(torch.from_numpy(b), torch.from_numpy(a)) == pytest.approx(expected, abs=1e-5)
     assert ssim(torch.from_numpy(a), torch.from_numpy(a)) == pytest.approx(1.0, abs=1e-6)
 
@@ -139,10 +139,22 @@ def test_a_volume_thinner_than_the_window_has_no_ssim() -> None:
     assert ssim(torch.zeros(11, 11, 11), torch.zeros(11, 11, 11)) == pytest.approx(1.0)
 
 
-def test_psnr_is_scikit_images() -> None:
+def test_psnr_is_scikit_images_and_takes_a_volume_in_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = smooth_and_noisy((12, 13, 14))
     expected = peak_signal_noise_ratio(a.astype(np.float64), b.astype(np.float64), data_range=1.0)
     assert psnr(torch.from_numpy(b), torch.from_numpy(a)) == pytest.approx(expected, abs=1e-4)
+    widest = 0
+    exactly = torch.Tensor.double
+
+    def double(part: Tensor) -> Tensor:
+        nonlocal widest
+        widest = max(widest, part.numel())
+        return exactly(part)
+
+    monkeypatch.setattr(torch.Tensor, "double", double)
+    monkeypatch.setattr(similarity, "SLAB_VOXELS", 100)
+    assert psnr(torch.from_numpy(b), torch.from_numpy(a)) == pytest.approx(expected, abs=1e-4)
+    assert widest == 100, "four copies in double precision of a whole scan are gigabytes"
 
 
 def test_psnr() -> None:
@@ -380,4 +392,6 @@ def test_the_whole_job_twice_gives_the_same_bytes(
     cost = rows[rows["metric"].isin(["parameters", "encode_macs", "pretext_macs"])].set_index("metric")["value"]
     assert cost["parameters"] == 2  # of the linear layer that stands for a network
     assert cost["encode_macs"] == method_cost(Fake(FakeSettings(), EDGE)).encode
-    assert json.loads((tmp_path / "first" / "timing.json").read_text())["feature_seconds"] > 0
+    first, second = (json.loads((tmp_path / name / "timing.json").read_text()) for name in ("first", "second"))
+    for clock in ("feature_seconds", "encoded_superpatches_per_second"):  # told again where the features are only read
+        assert first[clock] == second[clock] > 0
