@@ -272,6 +272,8 @@ def _estimate(
     point, sample = float(means[0]), means[1:][np.isfinite(means[1:])]
     seeds = tuple(float(run[0]) for run in sides[0][0]) if len(sides) == 1 else ()
     n = sizes["n_patients"]
+    if np.isnan(point):
+        return Estimate(None, None, None, (), p=None, note="nobody has this figure", training=False, **sizes)
     if n < MIN_PATIENTS_FOR_INTERVAL:
         note = f"no interval: {n} patients, at least {MIN_PATIENTS_FOR_INTERVAL} are needed"
         return Estimate(point, None, None, seeds, p=None, note=note, training=False, **sizes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -222,6 +224,15 @@ def test_the_mean_over_organs_resamples_patients() -> None:
     assert gap.point == pytest.approx(mean(run, once) - mean(other, once))
     assert (gap.low, gap.high) == pytest.approx((gap.point - half, gap.point + half))  # type: ignore[operator]
     assert gap.p == pytest.approx(2 * stats.t.sf(abs(gap.point) / (half / stats.t.ppf(0.975, n - 1)), n - 1))  # type: ignore[arg-type]
+
+
+def test_of_a_figure_that_nobody_has_there_is_no_mean() -> None:
+    """The distances of an organ that a network misses in every scan."""
+    run = pd.DataFrame({"patient": [f"p{n:02}" for n in range(14)], "organ": "liver", "value": np.nan})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = mean_over_organs([run, run], resamples=100)
+    assert (found.point, found.low, found.high, found.n_patients) == (None, None, None, 14)
 
 
 def test_means_without_superpatches_or_with_few_or_other_patients() -> None:
