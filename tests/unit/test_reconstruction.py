@@ -345,6 +345,20 @@ def test_a_method_that_hides_nothing_has_unmasked_figures_only(tmp_path: Path) -
     assert material["reconstruction"].mean() > material["input"].mean() + 20
 
 
+def test_what_is_not_finite_is_an_error_and_no_mean_over_the_rest(tmp_path: Path) -> None:
+    class Overflowing(Fake):
+        def reconstruct(self, network: nn.Module, voxels: Tensor, keys: Keys | None) -> Reconstructed:
+            found = super().reconstruct(network, voxels, keys)
+            if keys is None:
+                found.prediction[-1, 0, 0, 0, 0] = float("inf")
+            return found
+
+    scans, table = opened(tmp_path)
+    method = Overflowing(FakeSettings(), EDGE)
+    with pytest.raises(NemesisError, match="not finite, in 32-true"):
+        reconstruct(method, method.build(), scans, table, EDGE, Reconstruction(), torch.device("cpu"))
+
+
 def test_stitching_an_unknown_case_is_refused(tmp_path: Path) -> None:
     scans, table = opened(tmp_path)
     method = Fake(FakeSettings(), EDGE)
