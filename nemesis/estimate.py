@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from nemesis.evaluation.backbones import Network
 from nemesis.evaluation.cost import FLOP_PER_MAC, PASSES_PER_STEP, VOLUME, MethodCost, counted, superpatches
 from nemesis.files import canonical_json
 from nemesis.method import create, find
@@ -22,6 +23,7 @@ from nemesis.runs import search_run
 BYTES_PER_VOXEL = 1.0  # of a stored scan: int16, compressed; CT at its native spacing came to 0.9
 BYTES_PER_RECONSTRUCTED_VOXEL = 1.2  # of the volume that a run keeps for the figure
 BYTES_PER_NUMBER = 4  # of checkpoints and features
+PLANES = 3  # axial, coronal, sagittal: LPIPS sees every voxel in a slice of each
 STATE = 3  # what a training that goes on can be resumed from, in checkpoints: weights and both moments of AdamW
 MIB = 2**20
 
@@ -59,14 +61,19 @@ def evaluation(spec: Mapping[str, Any], volumes: Sequence[Size]) -> Estimate:
 
     Every superpatch is encoded once and, where the method reconstructs, passes the whole network under its mask and, where the
     whole input is asked for, with nothing hidden; the last is taken as encoder and pretext together, which it never exceeds.
+    LPIPS looks at the slices of what was there and of each reconstruction, by superpatch and again in stitched volumes.
     """
     cost, n = _cost(spec["identity"]), sum(superpatches(spec["identity"]["superpatch"], scan) for scan in volumes)
-    macs, kept = cost.encode, 0.0
+    macs, kept = n * cost.encode, 0.0
     if "reconstruction" in spec:
-        pretext = cost.pretext or 0
-        macs += pretext + (cost.encode + pretext if spec["reconstruction"]["unmasked"] else 0)
+        pretext, settings = cost.pretext or 0, spec["reconstruction"]
+        macs += n * (pretext + (cost.encode + pretext if settings["unmasked"] else 0))
         kept = math.prod(volumes[0]) * BYTES_PER_RECONSTRUCTED_VOXEL
-    return Estimate(FLOP_PER_MAC * macs * n, (n * cost.features * BYTES_PER_NUMBER + kept) / MIB)
+        if "lpips" in spec:
+            stitched = volumes if settings["stitched"] == "all" else volumes[: max(1, len(settings["stitched"]))]
+            voxels = sum(math.prod(scan) for scan in (*volumes, *stitched))
+            macs += PLANES * (2 + settings["unmasked"]) * voxels * _comparing(spec["lpips"]["network"])
+    return Estimate(FLOP_PER_MAC * macs, (n * cost.features * BYTES_PER_NUMBER + kept) / MIB)
 
 
 def finetuning(spec: Mapping[str, Any]) -> Estimate:
@@ -123,6 +130,19 @@ def _segmenting(method: str, settings: str, superpatch: int, classes: int) -> in
     from nemesis.evaluation.downstream import segmenter_macs  # imports torch, which no other figure of a plan needs
 
     return segmenter_macs(create(method, json.loads(settings), superpatch), classes)
+
+
+@cache
+def _comparing(network: Network) -> float:
+    """MAC of a pixel of a picture that LPIPS looks at."""
+    import torch
+
+    from nemesis.evaluation.counters import by_torch
+    from nemesis.evaluation.lpips import feature_stack  # imports torch
+
+    edge = 256
+    picture = torch.zeros(1, 3, edge, edge, device="meta")
+    return by_torch(lambda stack, x: stack(x), feature_stack(network).to("meta"), picture) / edge**2
 
 
 @cache

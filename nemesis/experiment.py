@@ -382,6 +382,7 @@ class Experiment:
         for dataset in shown["datasets"]:
             for name in UNTOLD:
                 dataset.pop(name, None)
+        shown["reconstruction"]["lpips"].pop("weights")  # what they are is told beside it, by their hash
         if self.config.search:
             shown["sweep"]["search"].pop("workers")
         return {

@@ -253,6 +253,8 @@ def _evaluate_key(experiment: Experiment, run_id: str) -> str:
     cost["regularisation"] = len(set(probe["regularisation"]))
     if not spec.get("reconstruction", {}).get("unmasked", True):
         cost["unmasked"] = False
+    if stitched := spec.get("reconstruction", {}).get("stitched"):
+        cost["stitched"] = stitched if stitched == "all" else len(stitched)
     if "lpips" in spec:
         cost["lpips"] = spec["lpips"]["network"]
     pool = [case.dataset for case in experiment.evaluation]

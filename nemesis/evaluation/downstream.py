@@ -25,10 +25,16 @@ def segmenter_macs(method: Method[Any], classes: int) -> int:
     def forward(network: nn.Module, voxels: Tensor) -> Any:
         return network(voxels)
 
-    def on(device: str) -> int:
+    def built(device: str) -> nn.Module:
         with torch.device(device):
-            network = method.segmenter(method.build(), classes).train()
-            voxels = torch.zeros(BATCH, 1, *(method.superpatch,) * 3)
+            return method.segmenter(method.build(), classes).train()
+
+    def on(device: str) -> int:
+        try:
+            network = built(device)
+        except RuntimeError:  # some constructors read a tensor's value, say a schedule of drop rates; what they make need not
+            network = built("cpu").to(device)
+        voxels = torch.zeros(BATCH, 1, *(method.superpatch,) * 3, device=device)
         with torch.no_grad():
             return by_torch(forward, network, voxels) // BATCH
 

@@ -182,7 +182,8 @@ def _pretext_rows(spec: Mapping[str, Any], bench: _Bench) -> list[dict[str, Any]
 
 
 def _cached_features(spec: Mapping[str, Any], bench: _Bench, timing: dict[str, float | str]) -> NDArray[np.float32]:
-    """The features (N, F), computed once for a checkpoint, a pool and whatever else decides their bits."""
+    """The features (N, F), computed once for a checkpoint, a pool and whatever else decides their bits; how fast that was stays
+    beside them, for whoever reads them."""
     method, scans = bench.method, bench.scans
     key = {
         "encoding": ENCODING,
@@ -198,13 +199,18 @@ def _cached_features(spec: Mapping[str, Any], bench: _Bench, timing: dict[str, f
         "precision": bench.precision,
     }
     path = Path(spec["features"]) / f"{digest(key)}.npy"
+    clock = path.with_suffix(".json")
     if path.exists():
         print(f"features from {path}", flush=True)
+        if clock.is_file():
+            timing |= json.loads(clock.read_text(encoding="utf-8"))
         return np.asarray(np.load(path, allow_pickle=False))
     start = time.perf_counter()
     encoded = _features(bench)
     seconds = time.perf_counter() - start
-    timing |= {"feature_seconds": seconds, "encoded_superpatches_per_second": len(encoded) / seconds}
+    speed = {"feature_seconds": seconds, "encoded_superpatches_per_second": len(encoded) / seconds}
+    timing |= speed
+    write_text(clock, json.dumps(speed) + "\n")
     buffer = io.BytesIO()
     np.save(buffer, encoded)
     write_bytes(path, buffer.getvalue())

@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from nemesis.errors import Fault, NemesisError
 from nemesis.evaluation.features import batches
 from nemesis.evaluation.progress import progress
 from nemesis.evaluation.similarity import Measure, Perceptual, measure
@@ -61,8 +62,8 @@ class Stitched:
     def measure(self, unmasked: bool, lpips: Perceptual | None) -> dict[Measure, float]:
         """See :func:`nemesis.evaluation.similarity.measure`; a superpatch that is wholly hidden is filled with the mean of the
         scan's visible voxels."""
-        filled = torch.where(self.filled.isnan(), self.truth[~self.hidden].mean(), self.filled)
-        return measure(self.truth, self.hidden, self.predicted, filled, self.unmasked if unmasked else None, lpips)
+        self.filled.masked_fill_(self.filled.isnan(), self.truth[~self.hidden].mean())
+        return measure(self.truth, self.hidden, self.predicted, self.filled, self.unmasked if unmasked else None, lpips)
 
     def material(self, hides: bool, spacing: Sequence[float]) -> dict[str, NDArray[Any]]:
         """What the figure is drawn from: see :func:`reconstruct`."""
@@ -103,7 +104,7 @@ def reconstruct(
         as ``attention_<stream>``, beside that superpatch as bytes, ``attention_input``.
 
     Raises:
-        NemesisError: ``settings.stitched`` names a case that is not in the evaluation pool.
+        NemesisError: ``settings.stitched`` names a case that is not in the evaluation pool; a prediction is not finite.
     """
     names = [f"{case.dataset}/{case.case}" for case in scans.cases]
     wanted = settings.volumes(names)
@@ -124,6 +125,9 @@ def reconstruct(
             hides |= bool(masked.hidden.any())
             both = settings.unmasked or not hides
             unmasked = method.reconstruct(network, voxels, None) if hides and both else masked
+        if not all(bool(said.prediction.isfinite().all()) for said in (masked, unmasked)):
+            what = f"reconstructs {names[int(scan[places[0]])]} as numbers that are not finite, in {precision}"
+            raise NemesisError(Fault(method.card.title, what, "Set `probe.precision: 32-true`, or train it at a lower rate."))
         for number, place in enumerate(places):
             d, h, w = extents[place].tolist()
             inside = np.s_[number, 0, :d, :h, :w]

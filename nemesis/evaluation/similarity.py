@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 SSIM_SIGMA, SSIM_RADIUS = 1.5, 5
-SSIM_SLAB_VOXELS = 2**22  # a stitched volume is taken in slabs of about this size
+SLAB_VOXELS = 2**22  # a stitched volume is taken in slabs of about this size
 SMALLEST_MSE = 1e-10
 
 Measure = tuple[bool, str | None, str]  # input masked, region, metric
@@ -24,7 +24,8 @@ def psnr(prediction: Tensor, target: Tensor) -> float:
     """−10 log₁₀ of the mean squared error, in dB (data range 1, at most 100); NaN where there are no voxels."""
     if not target.numel():
         return float("nan")
-    error = (prediction.double() - target.double()).square().mean().item()
+    parts = zip(prediction.flatten().split(SLAB_VOXELS), target.flatten().split(SLAB_VOXELS), strict=True)
+    error = sum((one.double() - other.double()).square().sum().item() for one, other in parts) / target.numel()
     return float(-10 * np.log10(max(error, SMALLEST_MSE)))
 
 
@@ -41,7 +42,7 @@ def ssim(prediction: Tensor, target: Tensor) -> float:
     depth, height, width_w = target.shape
     if min(depth, height, width_w) < width:
         return float("nan")
-    slab = max(1, SSIM_SLAB_VOXELS // (height * width_w))
+    slab = max(1, SLAB_VOXELS // (height * width_w))
     total, count = 0.0, 0
     for first in range(0, depth - width + 1, slab):
         window = slice(first, first + slab + width - 1)

@@ -14,14 +14,16 @@ from nemesis.data.samples import Labelling
 from nemesis.data.scans import Scans
 from nemesis.data.superpatches import evaluation_superpatches
 from nemesis.errors import NemesisError
+from nemesis.evaluation import downstream
 from nemesis.evaluation.cost import MethodCost
+from nemesis.evaluation.counters import by_torch
 from nemesis.evaluation.downstream import cost_rows, matched_steps, pretraining_macs, segmenter_macs
 from nemesis.evaluation.organs import LabelledScans, SegmentationTask
 from nemesis.evaluation.presence import Presence, Windows, masked_bce
 from nemesis.evaluation.statistics import mean_over_organs
 from nemesis.evaluation.tuning import Tuning
 from nemesis.finetuning import Finetuning
-from nemesis.method import Settings
+from nemesis.method import Settings, create
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +152,20 @@ def test_costs_are_counted_by_hand():
         "pretraining_flop": 600,
     }  # fmt: skip
     assert "pretraining_flop" not in {r["metric"] for r in cost_rows("pretrained", 10, 2, 5.0, 7.0, None, "finetune")}
+
+
+@pytest.mark.parametrize("name", ["suprem", "voco"])
+def test_a_swin_unetr_is_counted_without_computing_it(name, monkeypatch):
+    """Its constructor reads numbers, its forward pass does not: at 128³ that pass takes a CPU minutes and gigabytes."""
+    devices = []
+
+    def watched(call, network, voxels):
+        devices.append(voxels.device.type)
+        return by_torch(call, network, voxels)
+
+    monkeypatch.setattr(downstream, "by_torch", watched)
+    assert segmenter_macs(create(name, {"feature_size": 12}, 64), 3) > 0
+    assert devices == ["meta"]
 
 
 def test_what_published_weights_cost_is_not_taken_for_nothing():

@@ -225,6 +225,10 @@ def test_weights_of_lpips_reach_what_reconstructs_by_their_hash_and_a_wrong_file
     monkeypatch.setitem(BACKBONES, "squeeze", published)
     found = planned(**named)
     assert found.report_spec()["lpips"] == {"network": "squeeze", "sha256": sha256}
+    elsewhere = file.rename(tmp_path / "moved.pth")
+    named["reconstruction"]["lpips"]["weights"] = str(elsewhere)
+    moved = planned(**named)
+    assert moved.report_spec() == found.report_spec() and str(tmp_path / "squeeze") not in json.dumps(found.report_spec())
     for run in map(found.run, found.run_ids):
         told = {"network": "squeeze", "weights": str(file), "sha256": sha256} if run.method != "random_vit" else None
         assert found.evaluate_spec(run.id).get("lpips") == told

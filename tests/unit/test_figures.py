@@ -522,7 +522,8 @@ def test_segmentation_has_a_mark_for_every_start(report):
     (axes,) = (figure := segmentation_figure(table, of_part(report.spec, "methods"))).axes
     marks = [(line.get_xdata()[0], line.get_marker(), line.get_markerfacecolor() == "white") for line in axes.lines]
     assert marks == list(zip(table["dice"], ("o", "o", "D"), (False, True, True), strict=True))
-    assert ticks(axes.yaxis) == ["Auto_encoder & co"] and axes.get_xlabel() == "mean Dice over organs, 95 % interval"
+    assert ticks(axes.yaxis) == ["Auto_encoder & co"]
+    assert axes.get_xlabel() == "mean Dice over organs, 100 % of the labels, 95 % interval"
     assert list(legend_of(figure)) == ["as its method starts it", "from scratch", "from scratch, matched compute"]
     (told,) = segmentation_figure(table.iloc[:0], of_part(report.spec, "methods")).texts
     assert "No network" in told.get_text()

@@ -1,6 +1,7 @@
 """What `nemesis plan` says is arithmetic: on recorded timings and, where there are none, on counted FLOP and stated sizes."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,13 @@ def test_the_flop_of_an_unrecorded_evaluation_are_one_pass_over_every_superpatch
     assert (cost.seconds, cost.flop) == (None, 2 * encode * n)
     assert cost.disk_mib == pytest.approx(4 * 64 * n / 2**20)
     assert job_of(experiment, "evaluate_encoder", nemesis.id, NOTHING).cost.flop == 2 * (encode + masked + encode + masked) * n
+    per_pixel = 3 * 64 * 9 + 64**2 * 9 + (64 * 128 + 128**2) * 9 / 4 + (128 * 256 + 2 * 256**2) * 9 / 16
+    per_pixel += (256 * 512 + 2 * 512**2) * 9 / 64 + 3 * 512**2 * 9 / 256  # of VGG16's convolutions
+    spec = experiment.evaluate_spec(nemesis.id)
+    for stitched, scans in (("all", 3 + 3), ([], 3 + 1)):
+        seen = spec | {"lpips": {"network": "vgg"}, "reconstruction": spec["reconstruction"] | {"stitched": stitched}}
+        more = estimate.evaluation(seen, [VOLUME] * 3).flop - estimate.evaluation(spec, [VOLUME] * 3).flop
+        assert more == pytest.approx(2 * 3 * 3 * scans * math.prod(VOLUME) * per_pixel)
     hidden = planned(reconstruction={"unmasked": False})
     assert job_of(hidden, "evaluate_encoder", nemesis.id, NOTHING).cost.flop == 2 * (encode + masked) * n
 
@@ -264,8 +272,9 @@ def test_recorded_evaluations_are_found_by_what_costs_time(planned):
         key(regularisation=[1.0]),
         key(methods=["ae"]),
         key(methods=["ae"], reconstruction={"unmasked": False}),
+        key(methods=["ae"], reconstruction={"stitched": []}),
     ]
-    assert len({key(), *other, key(pools={"evaluation": 4})}) == 10
+    assert len({key(), *other, key(pools={"evaluation": 4})}) == 11
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

@@ -113,7 +113,7 @@ def test_ssim_is_scikit_images(shape: tuple[int, int, int], monkeypatch: pytest.
     a, b = smooth_and_noisy(shape)
     expected = scikit_images(b, a)
     assert ssim(torch.from_numpy(b), torch.from_numpy(a)) == pytest.approx(expected, abs=1e-5)
-    monkeypatch.setattr(similarity, "SSIM_SLAB_VOXELS", shape[1] * shape[2] * 5)  # several slabs say the same
+    monkeypatch.setattr(similarity, "SLAB_VOXELS", shape[1] * shape[2] * 5)  # several slabs say the same
     assert ssim(torch.from_numpy(b), torch.from_numpy(a)) == pytest.approx(expected, abs=1e-5)
     assert ssim(torch.from_numpy(a), torch.from_numpy(a)) == pytest.approx(1.0, abs=1e-6)
 
@@ -139,10 +139,22 @@ def test_a_volume_thinner_than_the_window_has_no_ssim() -> None:
     assert ssim(torch.zeros(11, 11, 11), torch.zeros(11, 11, 11)) == pytest.approx(1.0)
 
 
-def test_psnr_is_scikit_images() -> None:
+def test_psnr_is_scikit_images_and_takes_a_volume_in_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = smooth_and_noisy((12, 13, 14))
     expected = peak_signal_noise_ratio(a.astype(np.float64), b.astype(np.float64), data_range=1.0)
     assert psnr(torch.from_numpy(b), torch.from_numpy(a)) == pytest.approx(expected, abs=1e-4)
+    widest = 0
+    exactly = torch.Tensor.double
+
+    def double(part: Tensor) -> Tensor:
+        nonlocal widest
+        widest = max(widest, part.numel())
+        return exactly(part)
+
+    monkeypatch.setattr(torch.Tensor, "double", double)
+    monkeypatch.setattr(similarity, "SLAB_VOXELS", 100)
+    assert psnr(torch.from_numpy(b), torch.from_numpy(a)) == pytest.approx(expected, abs=1e-4)
+    assert widest == 100, "four copies in double precision of a whole scan are gigabytes"
 
 
 def test_psnr() -> None:
@@ -333,6 +345,20 @@ def test_a_method_that_hides_nothing_has_unmasked_figures_only(tmp_path: Path) -
     assert material["reconstruction"].mean() > material["input"].mean() + 20
 
 
+def test_what_is_not_finite_is_an_error_and_no_mean_over_the_rest(tmp_path: Path) -> None:
+    class Overflowing(Fake):
+        def reconstruct(self, network: nn.Module, voxels: Tensor, keys: Keys | None) -> Reconstructed:
+            found = super().reconstruct(network, voxels, keys)
+            if keys is None:
+                found.prediction[-1, 0, 0, 0, 0] = float("inf")
+            return found
+
+    scans, table = opened(tmp_path)
+    method = Overflowing(FakeSettings(), EDGE)
+    with pytest.raises(NemesisError, match="not finite, in 32-true"):
+        reconstruct(method, method.build(), scans, table, EDGE, Reconstruction(), torch.device("cpu"))
+
+
 def test_stitching_an_unknown_case_is_refused(tmp_path: Path) -> None:
     scans, table = opened(tmp_path)
     method = Fake(FakeSettings(), EDGE)
@@ -380,4 +406,6 @@ def test_the_whole_job_twice_gives_the_same_bytes(
     cost = rows[rows["metric"].isin(["parameters", "encode_macs", "pretext_macs"])].set_index("metric")["value"]
     assert cost["parameters"] == 2  # of the linear layer that stands for a network
     assert cost["encode_macs"] == method_cost(Fake(FakeSettings(), EDGE)).encode
-    assert json.loads((tmp_path / "first" / "timing.json").read_text())["feature_seconds"] > 0
+    first, second = (json.loads((tmp_path / name / "timing.json").read_text()) for name in ("first", "second"))
+    for clock in ("feature_seconds", "encoded_superpatches_per_second"):  # told again where the features are only read
+        assert first[clock] == second[clock] > 0

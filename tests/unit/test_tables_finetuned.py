@@ -57,6 +57,8 @@ def test_segmentation_is_compared_with_the_own_start_where_nemesis_does_not_segm
         assert float(first[figure]) == pytest.approx(mean, abs=1e-8)
         assert float(first[f"{figure}_low"]) <= float(first[figure]) <= float(first[f"{figure}_high"])
     assert first["n_patients"] == "15"
+    for name in ("segmentation", "segmentation_organs"):
+        assert "In no scan that was tested, and so in no mean: gallbladder." in text_of(report, name)
     assert first["against"] == "own from scratch" and float(first["difference_low"]) <= float(first["difference"])
     assert rows[1]["against"] == "" and rows[1]["difference"] == ""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemesis.finetuning import ARMS
 from nemesis.report.figures.style import GREY, legend, name_lines, panels, sentence, styles, with_interval
+from nemesis.report.tables.pieces import share
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,6 +46,7 @@ def segmentation_figure(table: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
                 [], [], linestyle="none", marker=marker, color=GREY, markerfacecolor=face if control else GREY
             )
     name_lines(axes, names)
-    axes.set_xlabel(with_interval("mean Dice over organs", table, "dice"))
+    labels = share(table["label_fraction"].max())
+    axes.set_xlabel(with_interval(f"mean Dice over organs, {labels} of the labels", table, "dice"))
     legend(figure, shown, "outside lower center", columns=3)
     return figure

@@ -71,8 +71,9 @@ def cost_table(measured: Measured) -> Table:
         "from that, of the encoder and, where it reconstructs, of the whole network, whichever is further.",
         "Voxels are those of scans that pretraining showed the network, FLOP those of all its steps, forward and backward.",
         "Hours, superpatches a second and memory depend on the device and on what else ran on it: they are not the same when "
-        "measured again, and compare only within one device. Memory is the process's on a CPU, the device's on a GPU. A sample "
-        "of a method that draws whole scans counts as one superpatch.",
+        "measured again, and compare only within one device. Memory is the process's on a CPU, the device's on a GPU; that of "
+        "evaluation is the most that encoding, probes or the judging of reconstructions took. A sample of a method that draws "
+        "whole scans counts as one superpatch.",
         configuration_note(spec),
     ]
     return Table("cost", "Cost", caption, columns, printed, notes, pd.DataFrame(records), text_columns=2)

@@ -177,8 +177,15 @@ def _notes(measured: Measured) -> list[str]:
         f"both surfaces that lies within {tolerance:g} mm of the other. Missed: of so many cases of an organ, those in which the "
         "network sees it nowhere: their Dice and surface Dice are 0, and as they have no distance, HD95 is of the others alone. "
         "Invented: cases in which it is seen though it was looked for and is not there; they enter no mean.",
+        *([f"In no scan that was tested, and so in no mean: {', '.join(absent)}."] if (absent := _absent(measured)) else []),
         *tuning_notes(measured, *(protocol_of("segmentation", arm) for arm in ARMS)),
     ]
+
+
+def _absent(measured: Measured) -> list[str]:
+    """Organs that no tested scan has."""
+    there = {organ for lines in measured.segmentations.values() for organ in lines[lines["metric"] == "dice"]["organ"]}
+    return [organ for organ in measured.spec["config"]["organs"] if organ not in there]
 
 
 def started(measured: Measured, entries: Entries, arm: Arm) -> tuple[str, str | None]:
