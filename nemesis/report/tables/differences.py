@@ -122,8 +122,8 @@ class Differences:
     def _reconstruction(self, metric: str, left: Found, right: Found | None) -> Estimate:
         """Of superpatches: paired over the patients of both sides, or where these are different people as two samples."""
 
-        def mean(*sides: Sequence[pd.DataFrame]) -> Estimate:
-            return mean_over_superpatches(*sides, resamples=self.measured.spec["bootstrap"], seed=self.measured.spec["seed"])
+        def mean(side: Sequence[pd.DataFrame], reference: Sequence[pd.DataFrame] = ()) -> Estimate:
+            return mean_over_superpatches(side, reference, self.measured.spec["bootstrap"], self.measured.spec["seed"])
 
         ours = self._figures(metric, left)
         if right is None:
