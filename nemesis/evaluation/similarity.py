@@ -24,7 +24,7 @@ def psnr(prediction: Tensor, target: Tensor) -> float:
     """−10 log₁₀ of the mean squared error, in dB (data range 1, at most 100); NaN where there are no voxels."""
     if not target.numel():
         return float("nan")
-    parts = zip(prediction.flatten().split(SLAB_VOXELS), target.flatten().split(SLAB_VOXELS), strict=True)
+    parts = zip(*(torch.split(side.flatten(), SLAB_VOXELS) for side in (prediction, target)), strict=True)
     error = sum((one.double() - other.double()).square().sum().item() for one, other in parts) / target.numel()
     return float(-10 * np.log10(max(error, SMALLEST_MSE)))
 
