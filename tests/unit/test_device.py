@@ -124,7 +124,7 @@ def test_the_peak_of_a_gpu_is_that_of_its_holder_who_gives_the_cache_back_before
 
 @pytest.mark.parametrize(("bf16", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
 def test_auto_precision_is_what_the_device_computes(monkeypatch, bf16, expected):
-    monkeypatch.setattr(module.torch.cpu, "get_capabilities", lambda: {"avx512_bf16": bf16})
+    monkeypatch.setattr(module.torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": bf16})
     monkeypatch.setattr(module.torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
     assert resolve_precision("auto", torch.device("cpu")) == expected
     assert resolve_precision("auto", torch.device("cuda", 0)) == expected
