@@ -28,11 +28,11 @@ from nemesis.evaluation.problems import (
     Bools,
     Data,
     Problem,
-    auroc,
     belongs,
     both_classes,
     data_of,
     inner_folds,
+    mean_auroc,
     predictions_of,
     problems,
     rows_of,
@@ -73,7 +73,7 @@ def peek(
         scores = _trained(features, data, train, settings.split_seed + problem.fold)
         judged = {RELEASED_HEAD: validation, RELEASED_HEAD_PEEKED: test[~data.easy[test]]}
         for protocol, patients in judged.items():
-            each = [_mean_auroc(score[patients], data.truth[patients], data.known[patients]) for score in scores]
+            each = [mean_auroc(score[patients], data.truth[patients], data.known[patients]) for score in scores]
             chosen = not np.isnan(each).all()
             epoch = int(np.nanargmax(each)) if chosen else EPOCHS - 1
             answer = _answer(scores[epoch][test], chosen, ~both_classes(data.truth[train], data.known[train]))
@@ -107,13 +107,6 @@ def _trained(features: NDArray[np.float32], data: Data, train: NDArray[np.intp],
             with torch.no_grad():
                 said.append(head(x).sigmoid().numpy())
     return said
-
-
-def _mean_auroc(score: NDArray[np.float32], truth: Bools, known: Bools) -> float:
-    """Over the organs that have both classes; NaN where none has."""
-    told = np.flatnonzero(both_classes(truth, known))
-    each = [auroc(truth[known[:, k], k], score[known[:, k], k].astype(np.float64)) for k in told]
-    return float(np.mean(each)) if each else float("nan")
 
 
 def _answer(score: NDArray[np.float32], chosen: bool, lacking: Bools) -> Answer:

@@ -21,7 +21,7 @@ from nemesis.data.foreground import Position
 from nemesis.data.store import AIR, normalise, pad
 from nemesis.data.views import windows
 from nemesis.evaluation.features import batch_size
-from nemesis.evaluation.problems import CHANCE, Answer, Data, Problem, auroc, belongs, best_threshold, both_classes
+from nemesis.evaluation.problems import CHANCE, Answer, Data, Problem, auroc, belongs, best_threshold, both_classes, mean_auroc
 from nemesis.evaluation.tuning import Tuned
 from nemesis.method import Method
 from nemesis.training.device import Precision, arithmetic
@@ -149,12 +149,7 @@ class PresenceTask:
         """Mean AUROC over the organs that have both classes among the validation's superpatches."""
         rows = self.validation
         score = self.predict(module, rows)
-        each = [
-            auroc(self.data.truth[rows[known], organ], score[known, organ].astype(np.float64))
-            for organ in range(score.shape[1])
-            if (known := self.data.known[rows, organ]).any()
-        ]
-        return float(np.nanmean(each)) if np.isfinite(score).all() else float("nan")
+        return mean_auroc(score, self.data.truth[rows], self.data.known[rows]) if np.isfinite(score).all() else float("nan")
 
     @torch.no_grad()
     def predict(self, module: nn.Module, places: Places) -> NDArray[np.float32]:

@@ -155,6 +155,13 @@ def both_classes(truth: Bools, known: Bools) -> Bools:
     return np.logical_and((truth & known).any(0), (~truth & known).any(0))
 
 
+def mean_auroc(score: NDArray[np.float32], truth: Bools, known: Bools) -> float:
+    """Over the organs whose known rows hold both classes; NaN where none's do. All are (n, organs)."""
+    told = np.flatnonzero(both_classes(truth, known))
+    each = [auroc(truth[known[:, k], k], score[known[:, k], k].astype(np.float64)) for k in told]
+    return float(np.mean(each)) if each else float("nan")
+
+
 def belongs(patient: NDArray[np.object_], group: frozenset[str]) -> Bools:
     """(n,): which of these patients are in the group."""
     return np.fromiter((name in group for name in patient), bool, len(patient))

@@ -62,16 +62,19 @@ def test_segmentation_is_compared_between_arms(measured):
 
 
 def validated(measured, curves):
-    """With the validation of trainings: arm's protocol → a curve (step → Dice) for each fold."""
+    """With the validation of trainings: arm's protocol → a curve (step → Dice) for each fold, at the rate that was taken;
+    at the other rate every first look was higher, and what came after it lower."""
     run = measured.labels("methods")["Auto_encoder & co"][0]["run"]
-    place = {"run": run, "metric": "validation", "label_fraction": 1.0, "draw": 0}
-    rows = [
-        place | {"protocol": protocol, "fold": fold, "step": step, "value": value}
-        for protocol, folds in curves.items()
-        for fold, curve in enumerate(folds)
-        for step, value in curve.items()
-    ]
-    others = measured.rows[measured.rows["metric"] != "validation"]
+    rows = []
+    for protocol, folds in curves.items():
+        for fold, curve in enumerate(folds):
+            place = {"run": run, "protocol": protocol, "label_fraction": 1.0, "draw": 0, "fold": fold}
+            rows.append(place | {"metric": "learning_rate", "value": 1e-3})
+            for step, value in curve.items():
+                told = place | {"metric": "validation", "step": step}
+                rows.append(told | {"learning_rate": 1e-3, "value": value})
+                rows.append(told | {"learning_rate": 1e-2, "value": 0.55 if step == min(curve) else 0.0})
+    others = measured.rows[~measured.rows["metric"].isin(("validation", "learning_rate"))]
     return replace(measured, rows=pd.concat([others, pd.DataFrame(rows, columns=ROW_COLUMNS)], ignore_index=True))
 
 

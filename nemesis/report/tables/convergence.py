@@ -12,14 +12,13 @@ from nemesis.report.leakage import NOTE as LEAKAGE_NOTE
 from nemesis.report.render import MISSING, Table, number
 from nemesis.report.tables.controls import SCORES
 from nemesis.report.tables.finetuned import tuning_notes
-from nemesis.report.tables.measured import Entries, Measured
+from nemesis.report.tables.measured import Measured
 from nemesis.report.tables.pieces import Record, configuration_note, share, without
 from nemesis.report.tables.segmentation import started
 
 NAME, TITLE = "convergence", "Convergence of fine-tuning"
 ABSENT = "No fine-tuning of this experiment looked at an inner validation."
 DATA = ("task", "method", "arm", "label_fraction", "step", "validation")
-TRAINING = ["run", "label_fraction", "draw", "fold"]
 
 
 def convergence_table(measured: Measured) -> Table:
@@ -29,7 +28,7 @@ def convergence_table(measured: Measured) -> Table:
     printed: list[list[str]] = []
     for task, score in SCORES.items():
         for label, entries in measured.labels("methods").items():
-            curves = {arm: looks(measured, entries, protocol_of(task, arm)) for arm in ARMS}
+            curves = {arm: _curves(measured.looks(entries, protocol_of(task, arm))) for arm in ARMS}
             for fraction in sorted({f for curve in curves.values() for f in curve.index.unique("label_fraction")}):
                 here = {arm: c.xs(fraction) for arm, c in curves.items() if fraction in c.index.unique("label_fraction")}
                 goal = float(here["scratch"]["mean"].max()) if "scratch" in here else None
@@ -71,14 +70,9 @@ def convergence_table(measured: Measured) -> Table:
     return Table(NAME, TITLE, caption, columns, printed, notes, pd.DataFrame(records), text_columns=6)
 
 
-def looks(measured: Measured, entries: Entries, protocol: str) -> pd.DataFrame:
+def _curves(looks: pd.DataFrame) -> pd.DataFrame:
     """By label fraction and step: mean, min, max and number of the trainings that said something (size counts all)."""
-    rows = measured.rows_of(entries, protocol=protocol)
-    taken = rows[rows["metric"] == "learning_rate"].set_index(TRAINING)["value"]
-    told = rows[rows["metric"] == "validation"]
-    chosen = told[told["learning_rate"] == taken.reindex(pd.MultiIndex.from_frame(told[TRAINING])).to_numpy()]
-    grouped = chosen.astype({"step": int}).groupby(["label_fraction", "step"])["value"]
-    return grouped.agg(["mean", "min", "max", "size"])
+    return looks.groupby(["label_fraction", "step"])["value"].agg(["mean", "min", "max", "size"])
 
 
 def _first(curve: pd.Series[Any], goal: float) -> int | None:

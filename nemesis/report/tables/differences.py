@@ -163,12 +163,11 @@ class Differences:
         return _over_trainings(gaps)
 
     def _curves(self, found: Found) -> dict[tuple[Any, ...], pd.Series[float]]:
-        """The validation of every training by step: the best of the learning rates that were tried."""
+        """The validation of every training by step, as the table of convergence has it."""
         side = found.side
-        protocol = protocol_of("segmentation", side.arm)
-        rows = self.measured.rows_of(found.entries, protocol=protocol, metric="validation", label_fraction=side.fraction)
-        groups = rows.dropna(subset=["step", "value"]).groupby(["run", "fold", "draw"])
-        curves = {key: group.groupby("step")["value"].max() for key, group in groups}
+        looks = self.measured.looks(found.entries, protocol_of("segmentation", side.arm)).dropna(subset=["value"])
+        groups = _at(looks, side.fraction).groupby(["run", "fold", "draw"])
+        curves = {key: group.set_index("step")["value"].sort_index() for key, group in groups}
         if not (curves := {key: curve for key, curve in curves.items() if len(curve) > 1}):
             raise NotMeasured(f"no validation at several steps of the segmentation by {found.name} (`finetune.checks`)")
         return curves

@@ -48,6 +48,7 @@ MEASURES = {  # of a superpatch or a stitched volume: input masked, region, metr
     "ssim_unmasked_input": (False, "whole", "ssim"),
     "lpips_unmasked_input": (False, "whole", "lpips"),
 }
+TRAINING = ["run", "label_fraction", "draw", "fold"]  # what tells a fine-tuning from another of its protocol
 Scope = Literal["superpatch", "stitched"]
 
 Entries = Sequence[Mapping[str, Any]]  # the runs (seeds) of one label
@@ -133,6 +134,14 @@ class Measured:
         for name, value in conditions.items():
             chosen = chosen[chosen[name] == value]
         return chosen
+
+    def looks(self, entries: Entries, protocol: str) -> pd.DataFrame:
+        """The rows of every look at an inner validation while networks were fine-tuned, at the learning rate that was taken."""
+        rows = self.rows_of(entries, protocol=protocol)
+        taken = rows[rows["metric"] == "learning_rate"].set_index(TRAINING)["value"]
+        told = rows[rows["metric"] == "validation"]
+        at_it = told["learning_rate"].to_numpy() == taken.reindex(pd.MultiIndex.from_frame(told[TRAINING])).to_numpy()
+        return told[at_it].astype({"step": int})
 
     def score(
         self, entries: Entries, protocol: str, fraction: float, metric: Metric = "auroc", easy_negatives: EasyNegatives = "out"

@@ -213,7 +213,8 @@ def lpips_note(spec: Mapping[str, Any], values: Iterable[float | None]) -> str:
     smallest = f"{backbone.title} takes slices of at least {backbone.smallest} voxels"
     if all(absent(value) for value in values):
         return f"LPIPS not measured: {smallest}, and here none has as many."
-    return f"LPIPS by {backbone.title}, the mean over axial, coronal and sagittal slices; smaller is nearer. {smallest}."
+    told = f"LPIPS by {backbone.title}, the mean over axial, coronal and sagittal slices; smaller is nearer. {smallest}."
+    return f"{told} Which network the published figures are by is not known."
 
 
 def partly_note(fraction: float) -> list[str]:

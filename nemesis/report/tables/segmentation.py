@@ -174,8 +174,9 @@ def _notes(measured: Measured) -> list[str]:
     tolerance = measured.spec["config"]["finetune"]["surface_tolerance_mm"]
     return [
         "HD95: the larger of the 95th percentiles of the distances between the surfaces, either way. Surface Dice: the share of "
-        f"both surfaces that lies within {tolerance:g} mm of the other. Missed: of so many cases of an organ, those in which the "
-        "network sees it nowhere: their Dice and surface Dice are 0, and as they have no distance, HD95 is of the others alone. "
+        f"both surfaces that lies within {tolerance:g} mm of the other. Missed: of so many cases of an organ, each counted once "
+        "for every draw of the labels, those in which the network sees it nowhere: their Dice and surface Dice are 0, and as "
+        "they have no distance, HD95 is of the others alone. "
         "Invented: cases in which it is seen though it was looked for and is not there; they enter no mean.",
         *([f"In no scan that was tested, and so in no mean: {', '.join(absent)}."] if (absent := _absent(measured)) else []),
         *tuning_notes(measured, *(protocol_of("segmentation", arm) for arm in ARMS)),
