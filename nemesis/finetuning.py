@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from nemesis.section import Different, Positive, Section, key
 
-VERSION = 2  # stage version: raised whenever fine-tuning the same network gives other numbers
+VERSION = 3  # stage version: raised whenever fine-tuning the same network gives other numbers
 
 Arm = Literal["pretrained", "scratch", "scratch_matched"]
 Control = Literal["scratch", "scratch_matched"]

@@ -1,3 +1,3 @@
 """Pretraining: the loop, its schedule, its resumable state."""
 
-VERSION = 2  # stage version: raised whenever the same specification gives other weights
+VERSION = 3  # stage version: raised whenever the same specification gives other weights

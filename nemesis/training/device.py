@@ -8,17 +8,21 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from nemesis.errors import Fault, NemesisError
 
 Precision = Literal["32-true", "bf16-mixed"]
+_AUTOCAST = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]  # what it registers lives as long as it
 
 
 @contextmanager
@@ -69,14 +73,41 @@ def _lock_one(names: list[str], stack: ExitStack, poll_s: float = 1.0) -> int:
 def resolve_precision(wanted: Precision | Literal["auto"], device: torch.device) -> Precision:
     """``auto`` → bf16-mixed where the device computes bf16 in hardware, else 32-true.
 
-    Of CPUs those with AMX alone: on others that know bf16 (AVX-512, seen on AMD's) oneDNN 3 gives the weights of a 3³ convolution
-    over 2³ voxels gradients that are wrong by their own size, or infinite.
+    Where a CPU without AMX is to compute in bf16-mixed, this process convolves volumes in 32 bits from here on.
     """
-    if wanted != "auto":
-        return wanted
-    if device.type == "cuda":
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    return "bf16-mixed" if torch.cpu.get_capabilities().get("amx_bf16") else "32-true"
+    able = torch.cpu.get_capabilities()
+    if wanted == "auto":
+        gpu = device.type == "cuda"
+        known = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else able.get("avx512_bf16")
+        wanted = "bf16-mixed" if known else "32-true"
+    if wanted == "bf16-mixed" and device.type == "cpu" and not able.get("amx_bf16"):
+        _convolve_in_32_bits()
+    return wanted
+
+
+@cache
+def _convolve_in_32_bits() -> None:
+    """Take convolutions of volumes out of what autocast computes in bf16 on a CPU.
+
+    Without AMX oneDNN 3 gives the weights of a 3³ convolution over 2³ voxels, or of a 7³ one over 4³, gradients that are wrong by
+    their own size, or infinite (seen on AMD's CPUs with AVX-512 bf16). Products of matrices are right there, and twice as fast.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")  # which is the purpose
+        for name in ("conv3d", "conv3d.padding", "conv_transpose3d.input"):
+            _AUTOCAST.impl(name, _in_32_bits(name), "AutocastCPU")  # type: ignore[no-untyped-call]
+
+
+def _in_32_bits(name: str) -> Callable[..., Tensor]:
+    base, _, overload = name.partition(".")
+    operator = getattr(getattr(torch.ops.aten, base), overload or "default")
+
+    def computed(*inputs: Any) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            found: Tensor = operator(*(x.float() if isinstance(x, Tensor) else x for x in inputs))
+            return found
+
+    return computed
 
 
 def set_threads(threads: int) -> None:

@@ -1,5 +1,7 @@
 """Devices: one GPU is never lent twice, whoever finds none waits; what is asked for and not there is a sentence."""
 
+import subprocess
+import sys
 import tempfile
 import threading
 from contextlib import ExitStack
@@ -124,9 +126,47 @@ def test_the_peak_of_a_gpu_is_that_of_its_holder_who_gives_the_cache_back_before
 
 @pytest.mark.parametrize(("bf16", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
 def test_auto_precision_is_what_the_device_computes(monkeypatch, bf16, expected):
-    monkeypatch.setattr(module.torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": bf16})
+    monkeypatch.setattr(module, "_convolve_in_32_bits", lambda: None)
+    monkeypatch.setattr(module.torch.cpu, "get_capabilities", lambda: {"avx512_bf16": bf16})
     monkeypatch.setattr(module.torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
     assert resolve_precision("auto", torch.device("cpu")) == expected
     assert resolve_precision("auto", torch.device("cuda", 0)) == expected
     assert resolve_precision("32-true", torch.device("cpu")) == "32-true"
     assert resolve_precision("bf16-mixed", torch.device("cpu")) == "bf16-mixed"
+
+
+CONVOLVE = """
+import torch
+from torch import nn
+from torch.nn.functional import conv3d
+from nemesis.training import device
+
+torch.cpu.get_capabilities = lambda: {"avx512_bf16": True}
+assert device.resolve_precision("auto", torch.device("cpu")) == "bf16-mixed"
+x, weight = torch.randn(2, 48, 2, 2, 2), torch.randn(96, 48, 3, 3, 3, requires_grad=True)
+
+def gradient(precision, **settings):
+    with device.arithmetic(torch.device("cpu"), precision):
+        found = conv3d(x, weight, **settings)
+        assert nn.Linear(2, 3)(x).dtype == (torch.bfloat16 if precision == "bf16-mixed" else torch.float32)
+    assert found.dtype == torch.float32
+    return torch.autograd.grad(found.square().sum(), weight)[0]
+
+for settings in ({"padding": 1}, {"padding": "same"}):
+    assert torch.equal(gradient("bf16-mixed", **settings), gradient("32-true", **settings))
+with device.arithmetic(torch.device("cpu"), "bf16-mixed"):
+    assert nn.ConvTranspose3d(48, 2, 2)(x.bfloat16()).dtype == torch.float32
+"""
+
+
+def test_without_amx_volumes_are_convolved_in_32_bits_and_matrices_multiplied_in_bf16():
+    """In a process of its own, as it holds for all of one."""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", CONVOLVE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_with_amx_and_in_32_bits_convolutions_are_left_alone(monkeypatch):
+    monkeypatch.setattr(module, "_convolve_in_32_bits", lambda: pytest.fail("nothing asked for it"))
+    monkeypatch.setattr(module.torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": True})
+    assert resolve_precision("auto", torch.device("cpu")) == "bf16-mixed"
+    assert resolve_precision("32-true", torch.device("cpu")) == "32-true"
