@@ -76,7 +76,7 @@ def print_plan(paths: list[Path], overrides: Mapping[str, Any], cores: int, tflo
                   f"{len(experiment.evaluation)} for evaluation, {len(experiment.run_ids)} runs")  # fmt: skip
     if experiment.lpips is None:
         console.print(how_to_get(config.reconstruction.lpips.network))
-    timings = _read_timings()
+    timings = read_timings()
     jobs = [job_of(experiment, rule, wildcard, timings) for rule, wildcard in _pending(paths, overrides, cores)]
     if not jobs:
         console.print("Nothing to be done.")
@@ -107,7 +107,7 @@ def print_plan(paths: list[Path], overrides: Mapping[str, Any], cores: int, tflo
 def record(paths: list[Path], overrides: Mapping[str, Any]) -> None:
     """Add what the jobs of a finished experiment took to ``timings.json``."""
     experiment = plan(paths, overrides)
-    timings = _read_timings()
+    timings = read_timings()
     for dataset in experiment.datasets:
         shards = [shard for shard in experiment.shards.values() if shard.dataset is dataset]
         of_shards = [one for shard in shards if (one := _benchmark(experiment, "ingest_scans", shard.name))]
@@ -160,6 +160,12 @@ def record(paths: list[Path], overrides: Mapping[str, Any]) -> None:
     write_text(TIMINGS, json.dumps(timings, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
+def read_timings() -> dict[str, Any]:
+    """``timings.json``: by rule, what jobs took that were recorded."""
+    empty: dict[str, Any] = {rule: {} for rule in ("ingest_scans", *RUN_RULES, "fixed")}
+    return {**empty, **json.loads(TIMINGS.read_text(encoding="utf-8"))} if TIMINGS.exists() else empty
+
+
 def sum_line(jobs: list[Job], cores: int, tflops: float) -> str:
     """Time, GPU hours and disk of all jobs in a sentence, which says "at least" where some job was never recorded."""
     about = "At least" if any(job.cost.seconds is None for job in jobs) else "About"
@@ -188,32 +194,58 @@ def wall_seconds(jobs: list[Job], cores: int) -> float:
 
 def job_of(experiment: Experiment, rule: str, wildcard: str, timings: Mapping[str, Any]) -> Job:
     """A job of the workflow with what it takes: as recorded in ``timings`` or, where nothing is, as estimated."""
-    threads = 1
-    if rule == "ingest_scans":
-        shard = experiment.shards[wildcard]
-        entry, scans = timings[rule].get(_ingest_key(experiment, shard.dataset)), len(shard.cases)
-        cost = _recorded(entry, scans, scans) if entry else _estimated(estimate.ingestion(scans))
-    elif rule == "resample_scans":
-        cost = _estimated(estimate.ingestion(len(experiment.shards[wildcard].cases)))
+    threads, cost = 1, _cost_on_record(experiment, rule, wildcard, timings)
+    if rule in ("ingest_scans", "resample_scans"):
+        cost = cost or _estimated(estimate.ingestion(len(experiment.shards[wildcard].cases)))
     elif rule == "pretrain_method":
         run = experiment.run(wildcard)
-        entry, threads = timings[rule].get(_pretrain_key(run.identity)), run.threads
-        steps = run.identity["pretraining"]["steps"] if run.trains else 0
-        cost = _recorded(entry, steps) if entry else _estimated(estimate.training(run.identity))
+        threads, cost = run.threads, cost or _estimated(estimate.training(run.identity))
     elif rule == "evaluate_encoder":
-        spec, scans = experiment.evaluate_spec(wildcard), len(experiment.evaluation)
-        entry, threads = timings[rule].get(_evaluate_key(experiment, wildcard)), spec["probe"]["threads"]
-        cost = _recorded(entry, scans) if entry else _estimated(estimate.evaluation(spec, _volumes(experiment, timings)))
+        spec = experiment.evaluate_spec(wildcard)
+        threads = spec["probe"]["threads"]
+        cost = cost or _estimated(estimate.evaluation(spec, _volumes(experiment, timings)))
     elif rule == "finetune_encoder":
         spec = experiment.finetune_spec(wildcard)
-        entry, threads = timings[rule].get(_finetune_key(spec)), spec["finetune"]["threads"]
-        cost = _recorded(entry) if entry else _estimated(estimate.finetuning(spec))
+        threads, cost = spec["finetune"]["threads"], cost or _estimated(estimate.finetuning(spec))
     elif rule == "search_sweep":
         cost = _estimated(estimate.search(experiment.search_spec(), _volumes(experiment, timings)))
-    else:
+    return Job(rule, wildcard, threads, cost or Cost(None))
+
+
+def priority(experiment: Experiment, rule: str, wildcard: str, timings: Mapping[str, Any]) -> float:
+    """How early a run's job starts: the seconds recorded for it and, of a training, for the longest job that waits for it. So no
+    core is idle at the end while a long chain goes on. Without records trainings come first."""
+
+    def seconds(rule: str, wildcard: str) -> float:
+        cost = _cost_on_record(experiment, rule, wildcard, timings)
+        return (cost.seconds or 0.0) if cost else 0.0
+
+    if rule != "pretrain_method":
+        return seconds(rule, wildcard)
+    tunings = [name for name, (run, arm) in experiment.tunings.items() if run.id == wildcard and arm == "pretrained"]
+    waiting = [("evaluate_encoder", wildcard), *(("finetune_encoder", name) for name in tunings)]
+    return 1.0 + seconds(rule, wildcard) + max(seconds(*job) for job in waiting)
+
+
+def _cost_on_record(experiment: Experiment, rule: str, wildcard: str, timings: Mapping[str, Any]) -> Cost | None:
+    entry, times, disk_times = None, 1, 1
+    if rule == "ingest_scans":
+        shard = experiment.shards[wildcard]
+        entry, times = timings[rule].get(_ingest_key(experiment, shard.dataset)), len(shard.cases)
+        disk_times = times
+    elif rule == "pretrain_method":
+        run = experiment.run(wildcard)
+        entry, times = timings[rule].get(_pretrain_key(run.identity)), run.identity["pretraining"]["steps"] if run.trains else 0
+    elif rule == "evaluate_encoder":
+        entry, times = timings[rule].get(_evaluate_key(experiment, wildcard)), len(experiment.evaluation)
+    elif rule == "finetune_encoder":
+        entry = timings[rule].get(_finetune_key(experiment.finetune_spec(wildcard)))
+    elif rule not in OWN_KEYS:
         entry = timings["fixed"].get(f"{rule} {wildcard}".strip())
-        cost = _recorded(entry) if entry else Cost(None)
-    return Job(rule, wildcard, threads, cost)
+    if entry is None:
+        return None
+    seconds = entry.get("start_seconds", 0.0) + times * entry["seconds"]
+    return Cost(seconds, entry["memory_mib"], disk_times * entry.get("disk_mib", 0.0))
 
 
 def _volumes(experiment: Experiment, timings: Mapping[str, Any]) -> list[Size]:
@@ -223,11 +255,6 @@ def _volumes(experiment: Experiment, timings: Mapping[str, Any]) -> list[Size]:
         for dataset in experiment.datasets
     }
     return [estimate.volume(stored[case.dataset]) for case in experiment.evaluation]
-
-
-def _recorded(entry: Mapping[str, Any], times: int = 1, disk_times: int = 1) -> Cost:
-    seconds = entry.get("start_seconds", 0.0) + times * entry["seconds"]
-    return Cost(seconds, entry["memory_mib"], disk_times * entry.get("disk_mib", 0.0))
 
 
 def _estimated(guess: estimate.Estimate) -> Cost:
@@ -302,11 +329,6 @@ def _benchmark(experiment: Experiment, rule: str, wildcard: str) -> dict[str, fl
         return None
     row = next(csv.DictReader(path.read_text().splitlines(), delimiter="\t"))
     return {name: float(row[name]) if row[name] not in ("-", "NA") else 0.0 for name in ("s", "max_rss")}
-
-
-def _read_timings() -> dict[str, Any]:
-    empty: dict[str, Any] = {rule: {} for rule in ("ingest_scans", *RUN_RULES, "fixed")}
-    return {**empty, **json.loads(TIMINGS.read_text(encoding="utf-8"))} if TIMINGS.exists() else empty
 
 
 def _size_mib(folder: Path) -> float:

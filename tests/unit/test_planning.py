@@ -113,6 +113,29 @@ def test_fine_tuning_is_estimated_by_its_trainings_and_told_as_recorded(planned)
     assert len(fewer.runs) == 4 and len(fewer.tunings) == 3
 
 
+def test_what_takes_longest_with_all_that_waits_for_it_starts_first(planned):
+    experiment = planned(finetune={"steps": 10, "batch_size": 4, "controls": ["scratch"]})
+    (run, other), names = experiment.runs[:2], list(experiment.tunings)
+    (pretrained,) = [name for name in names if name.startswith(f"{run.id}/pretrained")]
+    (scratch,) = [name for name in names if name.startswith(f"{run.id}/scratch")]
+
+    def at(timings, *job):
+        return planning.priority(experiment, *job, NOTHING | {"finetune_encoder": {}} | timings)
+
+    assert at({}, "evaluate_encoder", run.id) == at({}, "finetune_encoder", scratch) == 0 < at({}, "pretrain_method", other.id)
+    entry = {"memory_mib": 7}
+    keys = {name: planning._finetune_key(experiment.finetune_spec(name)) for name in (pretrained, scratch)}
+    timings = {
+        "pretrain_method": {planning._pretrain_key(run.identity): entry | {"seconds": 0.5, "start_seconds": 4.0}},
+        "evaluate_encoder": {_evaluate_key(experiment, run.id): entry | {"seconds": 2.0}},
+        "finetune_encoder": {keys[pretrained]: entry | {"seconds": 50.0}, keys[scratch]: entry | {"seconds": 900.0}},
+    }
+    assert at(timings, "evaluate_encoder", run.id) == 3 * 2
+    assert at(timings, "finetune_encoder", scratch) == 900  # which waits for no training
+    assert at(timings, "pretrain_method", run.id) == pytest.approx(4 + 70 * 0.5 + 50, abs=1)
+    assert at(timings, "pretrain_method", run.id) > at(timings, "pretrain_method", other.id)
+
+
 def test_ingestion_and_report_stand_before_and_after_and_the_unknown_counts_nothing():
     jobs = [job("ingest_scans", "x", 10), job("pretrain_method", "a", None), job("print_tables", "", 5)]
     assert wall_seconds(jobs, 4) == pytest.approx(15)

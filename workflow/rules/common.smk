@@ -9,7 +9,7 @@ from snakemake.exceptions import WorkflowError
 from nemesis.data.views import view_name
 from nemesis.errors import NemesisError
 from nemesis.experiment import plan
-from nemesis.planning import wants_gpu
+from nemesis.planning import priority, read_timings, wants_gpu
 
 try:
     # the default configuration applies only when the user gave none: Snakemake's own merging cannot remove a key
@@ -31,6 +31,7 @@ FOLDER = str(EXPERIMENT.folder)
 RUNS = EXPERIMENT.run_ids
 SHARDS = EXPERIMENT.shards
 VIEWS = {view_name(spacing): spacing for spacing in EXPERIMENT.views}
+TIMINGS = read_timings()
 GPU = int(wants_gpu(CONFIG.device))
 
 

@@ -16,6 +16,7 @@ rule evaluate_encoder:
         f"{FOLDER}/logs/evaluate_encoder/{{run}}.log",
     benchmark:
         f"{FOLDER}/benchmarks/evaluate_encoder/{{run}}.tsv"
+    priority: lambda wc: priority(EXPERIMENT, "evaluate_encoder", wc.run, TIMINGS)
     conda:
         "../../environment.yml"
     threads: CONFIG.probe.threads

@@ -34,6 +34,7 @@ rule finetune_encoder:
         f"{FOLDER}/logs/finetune_encoder/{{tuning}}.log",
     benchmark:
         f"{FOLDER}/benchmarks/finetune_encoder/{{tuning}}.tsv"
+    priority: lambda wc: priority(EXPERIMENT, "finetune_encoder", wc.tuning, TIMINGS)
     conda:
         "../../environment.yml"
     threads: lambda wc: CONFIG.finetune.threads

@@ -31,7 +31,7 @@ rule pretrain_method:
         f"{FOLDER}/logs/pretrain_method/{{run}}.log",
     benchmark:
         f"{FOLDER}/benchmarks/pretrain_method/{{run}}.tsv"
-    priority: 1  # the longest jobs, and the first of each chain: left for last, the others' cores would wait for them
+    priority: lambda wc: priority(EXPERIMENT, "pretrain_method", wc.run, TIMINGS)
     conda:
         "../../environment.yml"
     threads: lambda wc: EXPERIMENT.run(wc.run).threads
