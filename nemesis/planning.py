@@ -145,8 +145,8 @@ def record(paths: list[Path], overrides: Mapping[str, Any]) -> None:
         measured, spec = _benchmark(experiment, "finetune_encoder", tuning), experiment.finetune_spec(tuning)
         if measured:
             timings["finetune_encoder"][_finetune_key(spec)] = {
-                "what": f"{spec['identity']['method']} at {spec['identity']['superpatch']}³, {spec['arm']}, in all",
-                "seconds": round(measured["s"], 2),
+                "what": f"{spec['identity']['method']} at {spec['identity']['superpatch']}³, {spec['arm']}, a step",
+                "seconds": round(measured["s"] / spec["finetune"]["steps"], 4),
                 "memory_mib": round(measured["max_rss"]),
                 "disk_mib": round(_size_mib(experiment.finetune_folder(tuning)), 3),
             }
@@ -239,7 +239,8 @@ def _cost_on_record(experiment: Experiment, rule: str, wildcard: str, timings: M
     elif rule == "evaluate_encoder":
         entry, times = timings[rule].get(_evaluate_key(experiment, wildcard)), len(experiment.evaluation)
     elif rule == "finetune_encoder":
-        entry = timings[rule].get(_finetune_key(experiment.finetune_spec(wildcard)))
+        spec = experiment.finetune_spec(wildcard)
+        entry, times = timings[rule].get(_finetune_key(spec)), spec["finetune"]["steps"]
     elif rule not in OWN_KEYS:
         entry = timings["fixed"].get(f"{rule} {wildcard}".strip())
     if entry is None:
@@ -290,13 +291,15 @@ def _evaluate_key(experiment: Experiment, run_id: str) -> str:
 
 
 def _finetune_key(spec: Mapping[str, Any]) -> str:
-    """What a job of fine-tuning costs depends on; of the control at matched compute the pretraining's length, too."""
-    identity, recipe = spec["identity"], spec["finetune"]
-    free = ("weight_decay", "clip_norm", "warmup_fraction", "fixed_learning_rate", "centred", "surface_tolerance_mm")
+    """What a step of a job of fine-tuning, its part of every look and test included, costs depends on; of the control at matched
+    compute, whose steps are more than the recipe's, that number and the pretraining's length, too."""
+    identity, recipe, matched = spec["identity"], spec["finetune"], spec["arm"] == "scratch_matched"
+    free = {"weight_decay", "clip_norm", "warmup_fraction", "fixed_learning_rate", "centred", "surface_tolerance_mm"}
+    free |= set() if matched else {"steps"}
     cost = {name: value for name, value in recipe.items() if name not in free} | {"learning_rates": len(recipe["learning_rates"])}
     pretraining = {name: (identity["pretraining"] or {}).get(name) for name in ("steps", "batch_size")}
     run = [identity[name] for name in ("method", "settings", "superpatch")]
-    return digest([run, spec["arm"], pretraining if spec["arm"] == "scratch_matched" else None, cost, spec["folds"]])
+    return digest([run, spec["arm"], pretraining if matched else None, cost, spec["folds"]])
 
 
 def _pending(paths: list[Path], overrides: Mapping[str, Any], cores: int) -> list[tuple[str, str]]:

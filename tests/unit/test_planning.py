@@ -107,8 +107,11 @@ def test_fine_tuning_is_estimated_by_its_trainings_and_told_as_recorded(planned)
     assert one.flop == 6 * (2 * 2) * 40 * (cost.encode + segmenter) and method.card.pretext
     assert matched.flop == one.flop + 2 * 6 * (2 * 2) * 70 * 4 * cost.pretext, "for organ presence and for segmentation"
     key = planning._finetune_key(experiment.finetune_spec(pretrained))
-    recorded = NOTHING | {"finetune_encoder": {key: {"seconds": 33.0, "memory_mib": 700}}}
-    assert job_of(experiment, "finetune_encoder", pretrained, recorded).cost.seconds == 33.0
+    recorded = NOTHING | {"finetune_encoder": {key: {"seconds": 3.3, "memory_mib": 700}}}
+    assert job_of(experiment, "finetune_encoder", pretrained, recorded).cost.seconds == 10 * 3.3
+    longer = planned(finetune=recipe | {"folds_held_out": 2, "steps": 20})
+    assert job_of(longer, "finetune_encoder", next(iter(longer.tunings)), recorded).cost.seconds == 20 * 3.3
+    assert job_of(longer, "finetune_encoder", list(longer.tunings)[1], recorded).cost.seconds is None, "at matched compute"
     fewer = planned(finetune=recipe | {"seeds": 1}, seeds=[0, 1])
     assert len(fewer.runs) == 4 and len(fewer.tunings) == 3
 
@@ -128,7 +131,7 @@ def test_what_takes_longest_with_all_that_waits_for_it_starts_first(planned):
     timings = {
         "pretrain_method": {planning._pretrain_key(run.identity): entry | {"seconds": 0.5, "start_seconds": 4.0}},
         "evaluate_encoder": {_evaluate_key(experiment, run.id): entry | {"seconds": 2.0}},
-        "finetune_encoder": {keys[pretrained]: entry | {"seconds": 50.0}, keys[scratch]: entry | {"seconds": 900.0}},
+        "finetune_encoder": {keys[pretrained]: entry | {"seconds": 5.0}, keys[scratch]: entry | {"seconds": 90.0}},
     }
     assert at(timings, "evaluate_encoder", run.id) == 3 * 2
     assert at(timings, "finetune_encoder", scratch) == 900  # which waits for no training
