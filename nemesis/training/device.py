@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,6 @@ from torch import Tensor
 from nemesis.errors import Fault, NemesisError
 
 Precision = Literal["32-true", "bf16-mixed"]
-_AUTOCAST = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]  # what it registers lives as long as it
 
 
 @contextmanager
@@ -86,28 +85,24 @@ def resolve_precision(wanted: Precision | Literal["auto"], device: torch.device)
 
 
 @cache
-def _convolve_in_32_bits() -> None:
-    """Take convolutions of volumes out of what autocast computes in bf16 on a CPU.
+def _convolve_in_32_bits() -> torch.library.Library:
+    """Take convolutions of volumes out of what autocast computes in bf16 on a CPU, for as long as the returned library lives.
 
     Without AMX oneDNN 3 gives the weights of a 3³ convolution over 2³ voxels, or of a 7³ one over 4³, gradients that are wrong by
     their own size, or infinite (seen on AMD's CPUs with AVX-512 bf16). Products of matrices are right there, and twice as fast.
     """
+    library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+    aten = torch.ops.aten
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")  # which is the purpose
-        for name in ("conv3d", "conv3d.padding", "conv_transpose3d.input"):
-            _AUTOCAST.impl(name, _in_32_bits(name), "AutocastCPU")  # type: ignore[no-untyped-call]
+        for operator in (aten.conv3d.default, aten.conv3d.padding, aten.conv_transpose3d.input):
+            library.impl(operator, partial(_in_32_bits, operator), "AutocastCPU")  # type: ignore[no-untyped-call]
+    return library
 
 
-def _in_32_bits(name: str) -> Callable[..., Tensor]:
-    base, _, overload = name.partition(".")
-    operator = getattr(getattr(torch.ops.aten, base), overload or "default")
-
-    def computed(*inputs: Any) -> Tensor:
-        with torch.autocast("cpu", enabled=False):
-            found: Tensor = operator(*(x.float() if isinstance(x, Tensor) else x for x in inputs))
-            return found
-
-    return computed
+def _in_32_bits(operator: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return operator(*(x.float() if isinstance(x, Tensor) else x for x in inputs))
 
 
 def set_threads(threads: int) -> None:
