@@ -29,7 +29,7 @@ from nemesis.files import digest, write_text
 from nemesis.models.architecture import Size
 
 TIMINGS = Path(__file__).with_name("timings.json")
-RUN_RULES = ("pretrain_method", "evaluate_encoder", "finetune_encoder")  # jobs of a run; all wait for the first
+RUN_RULES = ("pretrain_method", "evaluate_encoder", "finetune_encoder")  # jobs of a run
 NOT_RECORDED = "not recorded"
 # what they take depends on the configuration; the rest is fixed
 OWN_KEYS = ("ingest_scans", "resample_scans", *RUN_RULES, "search_sweep")
@@ -47,12 +47,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class Job:
-    """A job of the workflow: its rule, its dataset or run, the threads it computes with."""
+    """A job of the workflow: its rule, its dataset or run, the threads it computes with, how early it starts
+    (:func:`priority`), and the run whose training it waits for."""
 
     rule: str
     wildcard: str
     threads: int
     cost: Cost
+    priority: float = 0.0
+    after: str = ""
 
 
 def wants_gpu(device: str) -> bool:
@@ -175,26 +178,27 @@ def sum_line(jobs: list[Job], cores: int, tflops: float) -> str:
 
 
 def wall_seconds(jobs: list[Job], cores: int) -> float:
-    """How long the recorded jobs take on so many cores: ingestion, then each run's training and what follows from it as cores
-    fall free, then the report, one after another."""
+    """How long the recorded jobs take on so many cores: the jobs of runs by priority as cores fall free, all others one after
+    another."""
     alone = sum(job.cost.seconds or 0.0 for job in jobs if job.rule not in RUN_RULES)
-    free: list[float] = [0.0] * cores
-    ready: dict[str, float] = {}
-    chained = [job for job in jobs if job.rule in RUN_RULES]
-    for job in sorted(chained, key=lambda job: (RUN_RULES.index(job.rule), -(job.cost.seconds or 0.0))):
-        taken = [heapq.heappop(free) for _ in range(min(job.threads, cores))]
-        run = job.wildcard.partition("/")[0]  # fine-tuning: <run>/<arm>
-        end = max([ready.get(run, 0.0), *taken]) + (job.cost.seconds or 0.0)
-        if job.rule == RUN_RULES[0]:
-            ready[run] = end
-        for _ in taken:
-            heapq.heappush(free, end)
-    return alone + max(free)
+    waiting = sorted((job for job in jobs if job.rule in RUN_RULES), key=lambda job: -job.priority)
+    untrained = {job.wildcard for job in waiting if job.rule == RUN_RULES[0]}
+    now, free, busy = 0.0, cores, list[tuple[float, int, Job]]()
+    while waiting or busy:
+        for job in waiting.copy():
+            if min(job.threads, cores) <= free and job.after not in untrained:
+                free -= min(job.threads, cores)
+                waiting.remove(job)
+                heapq.heappush(busy, (now + (job.cost.seconds or 0.0), len(waiting), job))
+        now, _, ended = heapq.heappop(busy)
+        free += min(ended.threads, cores)
+        untrained.discard(ended.wildcard)
+    return alone + now
 
 
 def job_of(experiment: Experiment, rule: str, wildcard: str, timings: Mapping[str, Any]) -> Job:
     """A job of the workflow with what it takes: as recorded in ``timings`` or, where nothing is, as estimated."""
-    threads, cost = 1, _cost_on_record(experiment, rule, wildcard, timings)
+    threads, after, cost = 1, "", _cost_on_record(experiment, rule, wildcard, timings)
     if rule in ("ingest_scans", "resample_scans"):
         cost = cost or _estimated(estimate.ingestion(len(experiment.shards[wildcard].cases)))
     elif rule == "pretrain_method":
@@ -202,14 +206,16 @@ def job_of(experiment: Experiment, rule: str, wildcard: str, timings: Mapping[st
         threads, cost = run.threads, cost or _estimated(estimate.training(run.identity))
     elif rule == "evaluate_encoder":
         spec = experiment.evaluate_spec(wildcard)
-        threads = spec["probe"]["threads"]
+        threads, after = spec["probe"]["threads"], wildcard
         cost = cost or _estimated(estimate.evaluation(spec, _volumes(experiment, timings)))
     elif rule == "finetune_encoder":
         spec = experiment.finetune_spec(wildcard)
         threads, cost = spec["finetune"]["threads"], cost or _estimated(estimate.finetuning(spec))
+        after = wildcard.partition("/")[0] if "checkpoint" in spec else ""  # a control starts from random weights
     elif rule == "search_sweep":
         cost = _estimated(estimate.search(experiment.search_spec(), _volumes(experiment, timings)))
-    return Job(rule, wildcard, threads, cost or Cost(None))
+    early = priority(experiment, rule, wildcard, timings) if rule in RUN_RULES else 0.0
+    return Job(rule, wildcard, threads, cost or Cost(None), early, after)
 
 
 def priority(experiment: Experiment, rule: str, wildcard: str, timings: Mapping[str, Any]) -> float:

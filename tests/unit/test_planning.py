@@ -65,8 +65,8 @@ def planned(tmp_path):
     return run
 
 
-def job(rule, run, seconds, threads=1):
-    return Job(rule, run, threads, Cost(seconds))
+def job(rule, run, seconds, threads=1, priority=0.0, after=""):
+    return Job(rule, run, threads, Cost(seconds), priority, after)
 
 
 def test_a_dry_run_is_read_job_by_job_whoever_wrote_the_rule():
@@ -80,15 +80,24 @@ def test_a_dry_run_is_read_job_by_job_whoever_wrote_the_rule():
 
 
 def test_independent_runs_share_the_cores_and_chains_stay_in_order():
-    jobs = [job("pretrain_method", run, 100) for run in "ab"] + [job("evaluate_encoder", run, 50) for run in "ab"]
+    jobs = [job("evaluate_encoder", run, 50, after=run) for run in "ab"] + [job("pretrain_method", run, 100) for run in "ab"]
     assert wall_seconds(jobs, 2) == pytest.approx(150)
     assert wall_seconds(jobs, 1) == pytest.approx(300)
     assert wall_seconds([job("pretrain_method", run, 100, threads=2) for run in "ab"], 2) == pytest.approx(200)
 
 
 def test_fine_tuning_waits_for_its_training_but_not_for_the_evaluation():
-    jobs = [job("pretrain_method", "a", 100), job("evaluate_encoder", "a", 50), job("finetune_encoder", "a/pretrained", 50)]
-    assert wall_seconds(jobs, 2) == pytest.approx(150)
+    later = [job("finetune_encoder", "a/pretrained", 50, after="a"), job("evaluate_encoder", "a", 50, after="a")]
+    training, control = job("pretrain_method", "a", 100), job("finetune_encoder", "a/scratch", 100)
+    assert wall_seconds([*later, training], 2) == pytest.approx(150)
+    assert wall_seconds([*later, training, control], 2) == pytest.approx(150), "a control waits for no training"
+    assert wall_seconds(later, 2) == pytest.approx(50), "the training was done before"
+
+
+def test_a_plan_starts_jobs_in_the_order_that_the_workflow_does():
+    short = [job("pretrain_method", run, 50, priority=50) for run in "abcd"]
+    for priority, wall in ((101, 150), (1, 200)):
+        assert wall_seconds([*short, job("pretrain_method", "long", 100, priority=priority)], 2) == pytest.approx(wall)
 
 
 def test_fine_tuning_is_estimated_by_its_trainings_and_told_as_recorded(planned):
@@ -137,6 +146,10 @@ def test_what_takes_longest_with_all_that_waits_for_it_starts_first(planned):
     assert at(timings, "finetune_encoder", scratch) == 900  # which waits for no training
     assert at(timings, "pretrain_method", run.id) == pytest.approx(4 + 70 * 0.5 + 50, abs=1)
     assert at(timings, "pretrain_method", run.id) > at(timings, "pretrain_method", other.id)
+    names = {"pretrain_method": run.id, "evaluate_encoder": run.id, "finetune_encoder": pretrained}
+    jobs = [job_of(experiment, *one, NOTHING | timings) for one in (*names.items(), ("finetune_encoder", scratch))]
+    assert [one.after for one in jobs] == ["", run.id, run.id, ""]
+    assert [one.priority for one in jobs] == [at(timings, one.rule, one.wildcard) for one in jobs]
 
 
 def test_ingestion_and_report_stand_before_and_after_and_the_unknown_counts_nothing():
