@@ -1,6 +1,6 @@
 """From rows to what people read: tables, figures and the page. Imports neither torch nor MONAI."""
 
-VERSION = 9  # raised whenever the same rows and predictions print other numbers
+VERSION = 10  # raised whenever the same rows and predictions print other numbers
 
 # what the jobs write, by name: the workflow is planned from these
 COLLECTED = ("runs", "rows", "predictions", "peeking", "reconstructions", "segmentations", "curves", "timings", "audit")

@@ -28,7 +28,7 @@ SAVED = (".csv", ".md", ".tex")
 MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
 PARTS = {"methods": "method", "sweep": "sweep", "ablations": "ablation"}
 CAPTIONS = {
-    "label_fractions": "Encoders at growing shares of labelled training patients. Bands, where there are patients enough "
+    "label_fractions": "Encoders at growing shares of labelled training patients. Bars, where there are patients enough "
     "for them, are 95 % intervals over patients; where they overlap the methods may still differ, since all were "
     "tested on the same patients.",
     "ablations": "Variants beside the method as configured (dashed; grey: its interval, where there is one). A variant of "

@@ -304,19 +304,24 @@ def test_superpatch_sizes_are_those_of_the_ablations(report):
 # ----------------------------------------------------------------------------------------------------------- curves
 
 
-def test_bands_are_the_intervals_and_stand_at_the_shares_of_labels(report):
+def test_bars_are_the_intervals_and_stand_around_the_shares_of_labels(report):
     table, look = printed(report, "label_fractions"), styles(of_part(report.spec, "methods"))
     figure = label_fractions(table, of_part(report.spec, "methods"))
     measured = table[table["status"] == "measured"].set_index(["protocol", "method"])
     assert [axes.get_title() for axes in figure.axes] == ["linear probe", "k-NN"]
     for axes, protocol in zip(figure.axes, ("linear", "knn"), strict=True):
-        lines = [line for line in axes.get_lines() if line.get_marker() != "None"]
-        for band, line, label in zip(axes.collections, lines, look, strict=True):
+        places = []
+        for bars, line, label in zip(axes.collections, axes.get_lines(), look, strict=True):
             own = measured.loc[(protocol, label)]
-            np.testing.assert_allclose(line.get_xydata(), own[["label_fraction", "auroc"]])
-            corners = {(x, y) for end in ("low", "high") for x, y in zip(own["label_fraction"], own[f"auroc_{end}"], strict=True)}
-            assert {tuple(corner) for corner in band.get_paths()[0].vertices} == corners
-            assert to_hex(band.get_facecolor()[0]) == to_hex(line.get_color()) == to_hex(look[label].colour)
+            np.testing.assert_allclose(line.get_ydata(), own["auroc"])
+            places.append(line.get_xdata())
+            ends = np.array(bars.get_segments())
+            np.testing.assert_allclose(ends[:, :, 0], np.stack([line.get_xdata()] * 2, 1))
+            np.testing.assert_allclose(ends[:, :, 1], own[["auroc_low", "auroc_high"]])
+            assert to_hex(bars.get_color()[0]) == to_hex(line.get_color()) == to_hex(look[label].colour)
+        assert (np.diff(places, axis=0) > 0).all(), "side by side"
+        np.testing.assert_allclose(np.exp(np.log(places).mean(0)), [0.25, 1])
+        assert max(place[0] for place in places) < 0.5 < min(place[1] for place in places)
         assert ticks(axes.xaxis) == ["25 %", "100 %"] and list(axes.get_xticks()) == [0.25, 1]
         assert axes.get_xlabel() == "labelled training patients"
     assert figure.axes[0].get_ylabel() == "AUROC, 95 % interval"
@@ -505,6 +510,8 @@ def test_convergence_has_a_panel_for_each_task_and_method_and_a_line_for_each_st
     figure = convergence_figure(table, spec)
     shown = [axes for axes in figure.axes if axes.get_title()]
     assert [axes.get_ylabel() for axes in shown] == ["AUROC"] * 3 + ["mean Dice"]
+    scales = [axes.get_ylim() for axes in shown]
+    assert scales[0] == scales[1] == scales[2] != scales[3], "one for each task"
     lines = {line.get_linestyle(): line for line in shown[-1].get_lines() if len(line.get_xdata())}
     assert list(lines["-"].get_xdata()) == [20, 40, 60] and list(lines[":"].get_xdata()) == [26, 53, 80]
     assert lines["-"].get_markerfacecolor() != "white" == lines["--"].get_markerfacecolor()

@@ -12,6 +12,7 @@ from nemesis.report.tables.pieces import share
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLUMNS = 3  # panels side by side
@@ -19,7 +20,7 @@ SCORES = {"presence": "AUROC", "segmentation": "mean Dice"}
 
 
 def convergence_figure(table: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
-    """A panel for each task, method and share of labels, a line for each arm.
+    """A panel for each task, method and share of labels, a line for each arm; panels of one task have one scale.
 
     Args:
         table: convergence.csv.
@@ -33,7 +34,10 @@ def convergence_figure(table: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
     columns, look = min(COLUMNS, len(shown)), styles(spec)
     rows = -(-len(shown) // columns)
     figure, every = panels(columns, (1.2 + 2.4 * columns, 0.8 + 1.9 * rows), rows)
+    scales: dict[str, Axes] = {}
     for axes, place in zip(every, shown, strict=False):
+        if (scale := scales.setdefault(place["task"], axes)) is not axes:
+            axes.sharey(scale)  # or a wiggle in one panel would look like the gain in another
         here, method = table[(table[list(place)] == pd.Series(place)).all(axis=1)], place["method"]
         for (arm, name), line in zip(ARMS.items(), LINES, strict=False):
             curve = here[here["arm"] == arm].sort_values("step")

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def label_fractions(table: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
-    """AUROC against the share of labels, a panel for each protocol; bands are the intervals of ``label_fractions.csv``."""
+    """AUROC against the share of labels, a panel for each protocol; bars are the intervals of ``label_fractions.csv``, those of
+    one share side by side around it."""
     measured = table[table["auroc"].notna()]
     shares = measured.groupby("protocol")["label_fraction"].nunique()
     if shares.empty:
@@ -27,20 +28,16 @@ def label_fractions(table: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
     named: dict[str, Any] = {}
     look = styles(spec)
     ticks = sorted(measured["label_fraction"].unique())
+    reach = 0.35 * np.diff(np.log(ticks)).min() if len(ticks) > 1 else 0.02
+    asides = np.exp(reach * np.linspace(-1, 1, len(look)))
     for axes, protocol in zip(row, probed, strict=True):
         here = measured[measured["protocol"] == protocol]
-        for (label, style), aside in zip(look.items(), np.linspace(0.98, 1.02, len(look)), strict=True):
+        for (label, style), aside in zip(look.items(), asides, strict=True):
             line = here[here["method"] == label].sort_values("label_fraction")
-            x, point, low, high = (line[name] for name in ("label_fraction", "auroc", "auroc_low", "auroc_high"))
-            if len(ticks) > 1:
-                axes.fill_between(x, low, high, color=style.colour, alpha=min(0.12, 0.6 / len(look)), linewidth=0)
-                for edge in (low, high):
-                    axes.plot(x, edge, color=style.colour, alpha=0.5, linewidth=0.5)
-            else:  # a single share has no bands: bars, side by side
-                x = x * aside
-                axes.vlines(x, low, high, color=style.colour, linewidth=0.9)
+            x = aside * line["label_fraction"]
+            axes.vlines(x, line["auroc_low"], line["auroc_high"], color=style.colour, linewidth=0.9)
             (named[label],) = axes.plot(
-                x, point, color=style.colour, linestyle=style.line, marker=style.marker, linewidth=1.4, markersize=4, zorder=3
+                x, line["auroc"], color=style.colour, linestyle=style.line, marker=style.marker, linewidth=0.8, markersize=3
             )
         axes.set_xscale("log")
         axes.margins(x=0.08)

@@ -13,6 +13,7 @@ from nemesis.report.leakage import NOTE as LEAKAGE_NOTE
 from nemesis.report.published import published_figures
 from nemesis.report.render import INTERVAL, MISSING, Table, interval, number
 from nemesis.report.tables.differences import Differences
+from nemesis.report.tables.finetuned import tuning_notes
 from nemesis.report.tables.measured import Measured
 from nemesis.report.tables.pieces import Record, configuration_note, counts, figures, intervals_told, organs_note, pools_text
 from nemesis.report.tables.sides import Found, NotMeasured, find, name_of
@@ -59,6 +60,7 @@ def claims_table(measured: Measured, claims: Sequence[Claim] | None = None) -> T
         "Differences are paired over the patients of the folds that both sides were tested on; those of two datasets are of "
         "independent samples. Intervals are not adjusted for the number of statements, and do not hold how much another seed "
         "would change.",
+        *tuning_notes(measured),
         organs_note(spec, measured.rows_of(of_part(spec, "methods")["runs"]), measured.fractions[-1]),
         intervals_told(spec, seen),
         "Inconsistent: what the paper says is denied by its own figures, or by those of what was released with it, whatever is "

@@ -101,7 +101,7 @@ def controls_table(measured: Measured) -> Table:
         f"{pools_text(spec)}"
     )
     notes = [
-        *tuning_notes(measured, *(protocol_of(task, arm) for task in SCORES for arm in ARMS)),
+        *tuning_notes(measured),
         "From scratch: started from random weights, those that pretraining started from where it ran here. Matched compute: "
         "trained for so many steps more that a training costs what pretraining and fine-tuning cost together; what published "
         "weights cost is not known. TFLOP: 10¹² FLOP of one training, counted on the network (2 per multiply–accumulate, three "

@@ -63,7 +63,7 @@ def convergence_table(measured: Measured) -> Table:
         "trainings.",
         "The step at which from scratch's best is reached is the first look whose mean is as high as the best mean of the same "
         "network from scratch: pretraining speeds fine-tuning up where it is smaller than from scratch's own.",
-        *tuning_notes(measured, *(protocol_of(task, arm) for task in SCORES for arm in ARMS)),
+        *tuning_notes(measured),
         LEAKAGE_NOTE,
         configuration_note(spec),
     ]

@@ -14,9 +14,9 @@ FIGURES = ("downstream_steps", "downstream_trials", "downstream_voxels", "downst
 
 
 def tuning_notes(measured: Measured, *protocols: str) -> list[str]:
-    """The recipe, the folds, draws and seeds behind rows of these protocols, and which cells chose nothing; none without such
-    rows."""
-    rows = measured.rows[measured.rows["protocol"].isin(protocols)]
+    """The recipe, the folds, draws and seeds behind rows of these protocols (of all fine-tuning where none is named), and which
+    cells chose nothing; none without such rows."""
+    rows = measured.rows[measured.rows["protocol"].isin(protocols)] if protocols else measured.rows
     chosen = rows[rows["metric"] == "learning_rate"]
     if chosen.empty:
         return []

@@ -35,9 +35,9 @@ NAME_BY_DATASET, TITLE_BY_DATASET = "maesil_datasets", "Reconstruction by datase
 DATASETS = ("BTCV", "LIDC-IDRI", "TotalSegmentator")
 METRICS = ("psnr", "ssim", "lpips")
 WHICH_INPUT = (
-    "Judged on the whole superpatch: of methods that hide (MAESIL, NEMESIS) what they say of a masked input, pasted into what "
-    "they saw of it; of the others the prediction from the unmasked input. What is pasted is exact, and what is seen is easier "
-    "than what is hidden: the two are not the same task. The paper does not say which it measured."
+    "Judged on the whole superpatch: of methods that hide what they say of a masked input, pasted into what they saw of it; of "
+    "the others the prediction from the unmasked input. What is pasted is exact, and what is seen is easier than what is "
+    "hidden: the two are not the same task. The paper does not say which it measured."
 )
 
 
