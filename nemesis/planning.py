@@ -220,12 +220,15 @@ def job_of(experiment: Experiment, rule: str, wildcard: str, timings: Mapping[st
 
 def priority(experiment: Experiment, rule: str, wildcard: str, timings: Mapping[str, Any]) -> float:
     """How early a run's job starts: the seconds recorded for it and, of a training, for the longest job that waits for it. So no
-    core is idle at the end while a long chain goes on. Without records trainings come first."""
+    core is idle at the end while a long chain goes on. Without records trainings come first, and controls that cost as much."""
 
     def seconds(rule: str, wildcard: str) -> float:
         cost = _cost_on_record(experiment, rule, wildcard, timings)
         return (cost.seconds or 0.0) if cost else 0.0
 
+    if rule == "finetune_encoder":
+        _, arm = experiment.tunings[wildcard]
+        return seconds(rule, wildcard) + (1.0 if arm == "scratch_matched" else 0.0)
     if rule != "pretrain_method":
         return seconds(rule, wildcard)
     tunings = [name for name, (run, arm) in experiment.tunings.items() if run.id == wildcard and arm == "pretrained"]

@@ -126,15 +126,17 @@ def test_fine_tuning_is_estimated_by_its_trainings_and_told_as_recorded(planned)
 
 
 def test_what_takes_longest_with_all_that_waits_for_it_starts_first(planned):
-    experiment = planned(finetune={"steps": 10, "batch_size": 4, "controls": ["scratch"]})
+    experiment = planned(finetune={"steps": 10, "batch_size": 4, "controls": ["scratch", "scratch_matched"]})
     (run, other), names = experiment.runs[:2], list(experiment.tunings)
     (pretrained,) = [name for name in names if name.startswith(f"{run.id}/pretrained")]
-    (scratch,) = [name for name in names if name.startswith(f"{run.id}/scratch")]
+    (scratch,) = [name for name in names if name.startswith(f"{run.id}/scratch-")]
+    (matched,) = [name for name in names if name.startswith(f"{run.id}/scratch_matched-")]
 
     def at(timings, *job):
         return planning.priority(experiment, *job, NOTHING | {"finetune_encoder": {}} | timings)
 
     assert at({}, "evaluate_encoder", run.id) == at({}, "finetune_encoder", scratch) == 0 < at({}, "pretrain_method", other.id)
+    assert at({}, "finetune_encoder", matched) == at({}, "pretrain_method", run.id), "which costs as much as pretraining"
     entry = {"memory_mib": 7}
     keys = {name: planning._finetune_key(experiment.finetune_spec(name)) for name in (pretrained, scratch)}
     timings = {
