@@ -330,6 +330,15 @@ def test_bars_are_the_intervals_and_stand_around_the_shares_of_labels(report):
     assert named == {label: (style.colour, style.marker, style.line) for label, style in look.items()}
 
 
+def test_a_method_by_itself_stands_at_its_shares_of_labels(report):
+    table, spec = printed(report, "label_fractions"), of_part(report.spec, "methods")
+    spec["runs"] = [entry for entry in spec["runs"] if entry["label"] == "NEMESIS"]
+    figure = label_fractions(table[table["method"] == "NEMESIS"], spec)
+    for axes in figure.axes:
+        (line,) = axes.get_lines()
+        np.testing.assert_allclose(line.get_xdata(), [0.25, 1])
+
+
 def test_the_legend_stands_outside_the_panels(report):
     figure = label_fractions(printed(report, "label_fractions"), of_part(report.spec, "methods"))
     figure.draw_without_rendering()

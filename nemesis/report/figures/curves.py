@@ -28,8 +28,8 @@ def label_fractions(table: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
     named: dict[str, Any] = {}
     look = styles(spec)
     ticks = sorted(measured["label_fraction"].unique())
-    reach = 0.35 * np.diff(np.log(ticks)).min() if len(ticks) > 1 else 0.02
-    asides = np.exp(reach * np.linspace(-1, 1, len(look)))
+    reach = 0.4 * np.diff(np.log(ticks)).min() if len(ticks) > 1 else 0.02
+    asides = np.exp(reach * np.linspace(-1, 1, len(look) + 2)[1:-1])  # a method by itself stands at its shares
     for axes, protocol in zip(row, probed, strict=True):
         here = measured[measured["protocol"] == protocol]
         for (label, style), aside in zip(look.items(), asides, strict=True):
