@@ -120,7 +120,7 @@ def test_too_few_patients_decide_nothing(measured):
     [
         ({"method": "voco"}, "auroc", "`methods`"),
         (NEMESIS | {"fraction": 0.1}, "auroc", "`probe.label_fractions`"),
-        (NEMESIS | {"protocol": "finetune", "fraction": 0.1}, "auroc", "`finetune.label_fractions`"),
+        (NEMESIS | {"protocol": "finetune", "fraction": 0.1}, "auroc", "`finetune.tasks`, `finetune.label_fractions`"),
         (RANDOM | {"protocol": "finetune", "arm": "scratch"}, "auroc", "`finetune.controls`"),
         (NEMESIS, "dice", "`finetune.tasks`"),
         (NEMESIS, "lpips", "no LPIPS of NEMESIS (`reconstruction`)"),

@@ -23,6 +23,7 @@ from nemesis.report.verdicts import exactly
 
 SHARED = "compared"  # what the scores of both sides are filed under, whatever protocol they are of
 MIN_TRAININGS_FOR_INTERVAL = 5
+FINE_TUNING_KEYS = "`finetune.tasks`, `finetune.label_fractions`"  # of the configuration: what is fine-tuned, and on what
 COUNTED = {"pretext_gmac": 1e-9, "pretext_gflop": 1e-9 * FLOP_PER_MAC, "volume_gmac": 1e-9}
 UNDER_MASK = {"psnr": "psnr_whole", "ssim": "ssim_whole", "lpips": "lpips_whole", "psnr_masked": "psnr_masked"}
 NOTHING_HIDDEN = {"psnr": "psnr_unmasked_input", "ssim": "ssim_unmasked_input", "lpips": "lpips_unmasked_input"}
@@ -106,7 +107,7 @@ class Differences:
             if (_at(run.predictions, side.fraction)["protocol"] == _protocol(side)).any()
         ]
         if not runs:
-            keys = "`finetune.label_fractions`" if side.protocol == "finetune" else "`probe.protocols`, `probe.label_fractions`"
+            keys = FINE_TUNING_KEYS if side.protocol == "finetune" else "`probe.protocols`, `probe.label_fractions`"
             raise NotMeasured(f"no {found.name} ({keys if side.arm == 'pretrained' else '`finetune.controls`'})")
         return runs
 
@@ -115,7 +116,7 @@ class Differences:
     def _dice(self, found: Found) -> list[pd.DataFrame]:
         frames = self.measured.segmented(found.entries, found.side.arm, found.side.fraction)
         if not frames:
-            keys = "`finetune.tasks`, `finetune.label_fractions`" if found.side.arm == "pretrained" else "`finetune.controls`"
+            keys = FINE_TUNING_KEYS if found.side.arm == "pretrained" else "`finetune.controls`"
             raise NotMeasured(f"no segmentation by {found.name} ({keys})")
         return frames
 
