@@ -1,7 +1,7 @@
 """How often the intervals and tests of the tables are right, by simulated cohorts of which the truth is known.
 
     python -m benchmarks.coverage --repetitions 1000 --out benchmarks/results/coverage.json
-    python -m benchmarks.coverage --probe suite --repetitions 200 --patients 18 --out benchmarks/results/coverage_suite.json
+    python -m benchmarks.coverage --probe suite --repetitions 500 --patients 18 --out benchmarks/results/coverage_suite.json
 
 A cohort has patients with 12 superpatches each, of whom some show little (every patient has a prevalence and a strength of the
 signal of their own), and two organs. An encoder's features are 24 numbers: directions that tell the organs, noise of the patient
